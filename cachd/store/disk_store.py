@@ -28,7 +28,7 @@ from cachd.store.overhead import beside_file
 from cachd.store.pending import PendingPulls
 from cachd.store.pins import Pins
 from cachd.store.pod_views import PodViews
-from cachd.store.protection import Protection
+from cachd.store.protection import Protection, UseRules
 from cachd.store.publish import Publisher
 from cachd.store.quarantines import Quarantines
 from cachd.store.rollbacks import Rollbacks
@@ -62,7 +62,7 @@ class DiskStore:
         term: Term | None = None,
         use_is_unknown: bool = False,
     ) -> None:
-        self.layout, self._term, self._use_is_unknown = Layout(root), term, use_is_unknown
+        self.layout, self._term = Layout(root), term
         if term:
             self.layout = Layout(root, term.work)
         check_root(root)
@@ -82,7 +82,7 @@ class DiskStore:
             )
             with durable.disk_errors(root):
                 self.content.trash.empty_all()
-                self._read(keep_previous=keep_previous, keep_opened_seconds=keep_opened_seconds)
+                self._read(keep_previous, UseRules(keep_opened_seconds, is_unknown=use_is_unknown))
                 self._settle()
             self.space = Space(root, self.layout.work, copies=self.copies.places)
             self.reports_open_files = reports_open_files(self.layout.staging / "lease")
@@ -90,7 +90,7 @@ class DiskStore:
             os.close(self._lock)
             raise
 
-    def _read(self, *, keep_previous: int, keep_opened_seconds: float) -> None:
+    def _read(self, keep_previous: int, rules: UseRules) -> None:
         """Read what is on the disk, and construct the parts. Most verbs of the store are their methods."""
         layout, content = self.layout, self.content
         self.pending, self.usage_log = PendingPulls(layout), UsageLog(layout)
@@ -109,8 +109,7 @@ class DiskStore:
             leases=self.leases,
             holds=holds,
             watch=watch,
-            keep_opened_seconds=keep_opened_seconds,
-            use_is_unknown=self._use_is_unknown,
+            rules=rules,
         )
         self._views = views = PodViews(index, holds)
         publisher = Publisher(index, views, watch=watch, pins=self.pins)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 
 from cachd.errors import InUse
@@ -27,12 +28,20 @@ class InUseBy(StrEnum):
     PROCESS = "open in a process on this node"
 
 
-class Protection:
-    """What protects the snapshots of one root from removal. Any thread may ask.
+@dataclass(frozen=True, slots=True)
+class UseRules:
+    """What counts as in use beside what the kernel reports.
 
-    `use_is_unknown`: the root is on a shared volume. This kernel does not know what other nodes use, so every
-    snapshot counts as in use.
+    `keep_opened_seconds`: a snapshot whose files were opened so lately. `is_unknown`: every snapshot, because
+    the root is on a shared volume, and this kernel does not know what other nodes use.
     """
+
+    keep_opened_seconds: float = OPENED_SECONDS
+    is_unknown: bool = False
+
+
+class Protection:
+    """What protects the snapshots of one root from removal. Any thread may ask."""
 
     def __init__(
         self,
@@ -42,14 +51,13 @@ class Protection:
         leases: Leases,
         holds: Holds,
         watch: Watch,
-        keep_opened_seconds: float = OPENED_SECONDS,
-        use_is_unknown: bool = False,
+        rules: UseRules,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._content, self._names, self._manifests = index.content, index.names, index.manifests
         self._copies = index.copies
         self._pins, self._leases, self._holds, self._watch = pins, leases, holds, watch
-        self._keep_opened_seconds, self._clock = keep_opened_seconds, time.time
-        self.use_is_unknown = use_is_unknown
+        self.rules, self._clock = rules, clock
 
     def in_use_by(self, manifest: Manifest) -> InUseBy | None:
         """Who uses a snapshot now; None if nobody does."""
@@ -60,7 +68,7 @@ class Protection:
             is_read = is_read or self._copies.is_open(manifest.id)
         if is_read:
             return InUseBy.PROCESS
-        return InUseBy.ANYBODY if self.use_is_unknown else None
+        return InUseBy.ANYBODY if self.rules.is_unknown else None
 
     def is_in_use(self, manifest: Manifest) -> bool:
         """Whether a pod holds the snapshot, or a process on this node has one of its files open or mapped."""
@@ -72,7 +80,7 @@ class Protection:
         A process that opened one file so lately may be about to open the others.
         """
         now = self._clock()
-        return opened_lately(self._watch.opened_at(manifest, now), now, within=self._keep_opened_seconds)
+        return opened_lately(self._watch.opened_at(manifest, now), now, within=self.rules.keep_opened_seconds)
 
     def check_unused(self, name: str) -> None:
         """Raises InUse if the name is pinned or leased, or is the only name of a snapshot that is in use."""

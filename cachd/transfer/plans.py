@@ -156,7 +156,7 @@ class Planner:
 
         None on a shared volume: another node may wait to resume them.
         """
-        if self._store.protection.use_is_unknown:
+        if self._store.protection.rules.is_unknown:
             return []
         taken = {found.name for victims in others for found in victims.plan.partials}
         found, freed = list[Leftover](), 0

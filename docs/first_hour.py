@@ -20,6 +20,7 @@ from cachd.kernel import durable
 from tests.ground.hub import Hub
 from tests.ground.models import noise
 from tests.ground.terminal import Terminal
+from tests.ground.weights import safetensors
 
 PROJECT = Path(__file__).parent.parent
 MIB = 1 << 20
@@ -191,10 +192,15 @@ def _machine() -> Iterator[Machine]:
         hub = stack.enter_context(Hub())
         tokenizer = noise(7 * MIB, seed=4)
         hub.add(
-            QWEN, {"config.json": b"{}", "model.safetensors": noise(50 * MIB, 1), "tokenizer.json": tokenizer}
+            QWEN,
+            {
+                "config.json": b"{}",
+                "model.safetensors": safetensors(50 * MIB),
+                "tokenizer.json": tokenizer,
+            },
         )
-        hub.add(PINNED, {"config.json": b"{}", "model.safetensors": noise(20 * MIB, 2)})
-        hub.add(GATED, {"config.json": b"{}", "model.safetensors": noise(16 * MIB, 3)}, gated=True)
+        hub.add(PINNED, {"config.json": b"{}", "model.safetensors": safetensors(20 * MIB)})
+        hub.add(GATED, {"config.json": b"{}", "model.safetensors": safetensors(16 * MIB)}, gated=True)
         yield Machine(root, config, hub)
 
 

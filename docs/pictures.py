@@ -23,9 +23,9 @@ from rich.text import Text
 from docs.first_hour import SIZE, Screen, play
 from tests.ground.browser import DARK, LIGHT, chromium, visit
 from tests.ground.hub import Hub
-from tests.ground.models import noise
 from tests.ground.needs import NEEDS, lacking
 from tests.ground.node import Node
+from tests.ground.weights import safetensors
 
 if TYPE_CHECKING:
     from playwright.sync_api import Route
@@ -84,7 +84,7 @@ def _status_page() -> None:
 def _fill(hub: Hub, node: Node) -> None:
     """Let the node serve two models, pull a third, and fail to pull a fourth."""
     for number, repo in enumerate((PINNED, LEASED, PULLED, GATED)):
-        files = {"config.json": b"{}", "model.safetensors": noise((number + 1) * 24 * MIB, number)}
+        files = {"config.json": b"{}", "model.safetensors": safetensors((number + 1) * 24 * MIB)}
         hub.add(repo, files, gated=repo == GATED)
     hub.cdn.hold(hub.cdn_path(PULLED, "model.safetensors"), after=3 * MIB)
     for repo in (PINNED, LEASED, GATED):

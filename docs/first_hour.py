@@ -216,7 +216,8 @@ def _directory(prefix: str) -> Iterator[str]:
 
 def _environment(stack: ExitStack, machine: Machine) -> dict[str, str]:
     """A shell in which `cachd` is this project's, and asks the daemon of this session."""
-    home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    # A program of the session may still be ending while the directory is removed.
+    home = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
     cachd = home / "cachd"
     cachd.write_text(f'#!/bin/sh\nPYTHONPATH="{PROJECT}" exec "{sys.executable}" -m cachd "$@"\n')
     cachd.chmod(0o755)

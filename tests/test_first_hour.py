@@ -21,7 +21,7 @@ from tests.test_readme import PAGES, PROJECT
 
 COLUMNS = SIZE[0]
 PICTURES = sorted(SCREENS.glob("*.svg"))
-DIGEST = "sha256:d7543f16a8ed66477e9e94b386142d808dd8a8aef3943c2b3565ce3cafd86744"
+DIGEST = "sha256:32c905a8980a57b86d91bf797ee551704f2d5fcf4a5b31227828c08548c45818"
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from cachd.errors import InUse, NoSpace, TooBig
 from cachd.kernel.calls import resident_bytes
 from cachd.kernel.content_time import content_time
 from cachd.metrics import Metrics
-from cachd.model import Manifest, ModelSpec, Ref, Snapshot
+from cachd.model import File, Manifest, ModelSpec, Ref, Snapshot
 from cachd.policy.copies import copied
 from cachd.store.disk_store import DiskStore
 from cachd.store.store import Store
@@ -35,6 +35,10 @@ SPEC = ModelSpec(Ref.parse("hf://org/model"), "m")
 
 def with_copies(files: dict[str, bytes] = FILES, *, revision: str = A, copy: bool = True) -> Manifest:
     return replace(manifest_of(files, revision=revision), copied=(DATA,) if copy else ())
+
+
+def data_file() -> File:
+    return next(file for file in with_copies().files if file.path == DATA)
 
 
 def publish(
@@ -238,6 +242,26 @@ def test_a_verification_reads_the_copies_and_repairs_a_damaged_one_without_the_s
     again = pulled.scrubs.verify("m")
     assert again.ended.wait(30)
     assert again.damaged == []
+
+
+def test_a_process_killed_at_any_step_after_a_scrub_found_a_damaged_copy_shows_it_to_nobody_again() -> None:
+    with base_as_another_user() as base:
+        _publish_there(base)
+        spoil(places(base)[0])
+
+        def quarantine(root: Path) -> None:
+            with DiskStore(root) as store:
+                store.quarantine_copy(data_file(), str(places(root)[0]), "it is damaged", now=2.0)
+
+        for root in killed_at_every_step(base, quarantine):
+            with DiskStore(root) as store:
+                if store.names.get("m"):
+                    store.quarantine_copy(data_file(), str(places(root)[0]), "it is damaged", now=3.0)
+                damaged = store.to_repair(SPEC)
+                assert damaged is not None
+                publish(store, damaged)
+                assert_shown(root)
+                assert store.check("m", now=4.0) is None
 
 
 @pytest.mark.parametrize(

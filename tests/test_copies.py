@@ -150,6 +150,20 @@ def test_where_the_file_system_has_reflinks_copies_take_no_blocks(tmp_path: Path
             assert_shown(root, files=files)
 
 
+@pytest.mark.parametrize("kind", ["xfs", "ext4"])
+def test_the_copy_of_a_blob_whose_time_has_fractions_of_a_second_is_intact(tmp_path: Path, kind: str) -> None:
+    """Older versions gave blobs such times."""
+    with loop(tmp_path, kind) as disk:
+        root = disk / "root"
+        root.mkdir()
+        with DiskStore(root) as store:
+            keep(store, FILES)
+            os.utime(store.content.at(data_file().blob), ns=(1_700_000_000_123_456_789,) * 2)
+            publish(store, with_copies())
+            assert store.check("m", now=2.0) is None
+            assert store.copies.lacking(with_copies()) == 0
+
+
 # --- kills ---
 
 

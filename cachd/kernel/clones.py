@@ -22,7 +22,7 @@ def clone(source: Path | str, target: Path | str) -> bool:
     try:
         with durable.new_file(target) as new:
             fcntl.ioctl(new, _FICLONE, fd)
-            durable.seal(new, int(os.fstat(fd).st_mtime))
+            durable.seal(new, os.fstat(fd).st_mtime_ns)
     except OSError:
         durable.unlink(str(target))
         return False

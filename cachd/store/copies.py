@@ -308,7 +308,7 @@ def _fill(content: ContentStore, file: File, path: str, pay: Pay) -> None:
                 opened.seek(start)
                 durable.write_at(fd, memoryview(opened.read(count)), start)
             start += count
-        durable.seal(fd, int(os.lstat(content.at(file.blob)).st_mtime))
+        durable.seal(fd, os.lstat(content.at(file.blob)).st_mtime_ns)
 
 
 def _copied(manifest: Manifest) -> list[File]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
@@ -212,6 +213,24 @@ def test_a_process_killed_at_any_step_of_a_withdrawal_leaves_nothing_once_the_ne
                 for found in list(store.sweep.leftovers(before=9e9)):
                     found.remove()
                 assert blobs_of(root) == set()
+
+
+def test_a_publish_that_stops_before_its_copies_leaves_a_model_with_links_ready(
+    store: DiskStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(store, with_copies(copy=False))
+
+    def fill_disk(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store.copies, "record", fill_disk)
+        with pytest.raises(NoSpace):
+            publish(store, with_copies())
+    assert store.check("m", now=2.0) is None
+    assert (root / "ready/m.json").exists()
+    publish(store, with_copies())
+    assert_shown(root)
 
 
 # --- damage ---

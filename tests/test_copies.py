@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -150,6 +151,18 @@ def test_where_the_file_system_has_reflinks_copies_take_no_blocks(tmp_path: Path
             os.sync()
             assert before - store.space.capacity().free < 20 * MIB
             assert_shown(root, files=files)
+
+
+def test_a_start_on_a_full_disk_does_not_rule_out_reflinks(tmp_path: Path) -> None:
+    with loop(tmp_path, "xfs") as disk:
+        root = disk / "root"
+        root.mkdir()
+        DiskStore(root).close()
+        filler = fill(disk, leave=0)
+        with DiskStore(root) as store:
+            assert not store.copies.shares_blocks
+            filler.unlink()
+            assert store.copies.shares_blocks
 
 
 @pytest.mark.parametrize("kind", ["xfs", "ext4"])
@@ -331,6 +344,28 @@ def test_a_repair_of_a_model_that_has_links_makes_no_copies_for_which_there_may_
     repaired = on.pull("hf://org/model", name="m")
     assert store.manifests.of(repaired).copied == ()
     assert store.check("m", now=3.0) is None
+
+
+def test_a_pull_pays_for_copies_that_the_same_snapshot_has_under_another_name(
+    engine: Callable[..., Engine], hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add("org/model", FILES)
+    on = engine(hf_endpoint=hub.url)
+    store, staged = on.store, list[set[str]]()
+    snapshot = on.pull("hf://org/model", name="m")
+    file = next(file for file in store.manifests.of(snapshot).files if file.path == DATA)
+    place = places(store.layout.root, commit=snapshot.commit)[0]
+    store.quarantine_copy(file, str(place), "it is damaged", now=2.0)
+    publish_now = store.publish
+
+    def publish_noting(*args: Any, **how: Any) -> Snapshot:
+        staged.append(names_below(store.layout.staging))
+        return publish_now(*args, **how)
+
+    monkeypatch.setattr(store, "publish", publish_noting)
+    on.pull("hf://org/model", name="linked", copy=())
+    assert [len(each) for each in staged] == [2], "both copies were made before the publish"
+    assert_shown(store.layout.root, commit=snapshot.commit, name="linked")
 
 
 # --- use ---

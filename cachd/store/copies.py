@@ -65,9 +65,17 @@ class Copies:
         self._tops: dict[str, list[str]] = {}
         self._places: dict[str, Mapping[str, Digest]] = {}
         self._read()
-        self.shares_blocks = can_clone(layout.staging / "clone")
+        self._can_clone: bool | None = None
 
     # --- asking ---
+
+    @property
+    def shares_blocks(self) -> bool:
+        """Whether copies take no disk blocks. Counts as no while a full disk hides the answer."""
+        with self._lock:
+            if self._can_clone is None:
+                self._can_clone = can_clone(self._layout.staging / "clone")
+            return self._can_clone or False
 
     def places(self) -> list[str]:
         """The paths of all copies that take disk blocks of their own."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,10 +17,11 @@ from cachd.errors import InUse, NoSpace, TooBig
 from cachd.kernel.calls import resident_bytes
 from cachd.kernel.content_time import content_time
 from cachd.metrics import Metrics
-from cachd.model import Manifest, ModelSpec, Ref, Snapshot
+from cachd.model import File, Manifest, ModelSpec, Ref, Snapshot
 from cachd.policy.copies import copied
 from cachd.store.disk_store import DiskStore
 from cachd.store.store import Store
+from cachd.transfer import checks
 from cachd.upkeep.warms import Warms
 from tests.conftest import Engine
 from tests.ground.disks import MIB, fill, loop
@@ -35,6 +38,10 @@ SPEC = ModelSpec(Ref.parse("hf://org/model"), "m")
 
 def with_copies(files: dict[str, bytes] = FILES, *, revision: str = A, copy: bool = True) -> Manifest:
     return replace(manifest_of(files, revision=revision), copied=(DATA,) if copy else ())
+
+
+def data_file() -> File:
+    return next(file for file in with_copies().files if file.path == DATA)
 
 
 def publish(
@@ -146,6 +153,32 @@ def test_where_the_file_system_has_reflinks_copies_take_no_blocks(tmp_path: Path
             assert_shown(root, files=files)
 
 
+def test_a_start_on_a_full_disk_does_not_rule_out_reflinks(tmp_path: Path) -> None:
+    with loop(tmp_path, "xfs") as disk:
+        root = disk / "root"
+        root.mkdir()
+        DiskStore(root).close()
+        filler = fill(disk, leave=0)
+        with DiskStore(root) as store:
+            assert not store.copies.shares_blocks
+            filler.unlink()
+            assert store.copies.shares_blocks
+
+
+@pytest.mark.parametrize("kind", ["xfs", "ext4"])
+def test_the_copy_of_a_blob_whose_time_has_fractions_of_a_second_is_intact(tmp_path: Path, kind: str) -> None:
+    """Older versions gave blobs such times."""
+    with loop(tmp_path, kind) as disk:
+        root = disk / "root"
+        root.mkdir()
+        with DiskStore(root) as store:
+            keep(store, FILES)
+            os.utime(store.content.at(data_file().blob), ns=(1_700_000_000_123_456_789,) * 2)
+            publish(store, with_copies())
+            assert store.check("m", now=2.0) is None
+            assert store.copies.lacking(with_copies()) == 0
+
+
 # --- kills ---
 
 
@@ -196,6 +229,24 @@ def test_a_process_killed_at_any_step_of_a_withdrawal_leaves_nothing_once_the_ne
                 assert blobs_of(root) == set()
 
 
+def test_a_publish_that_stops_before_its_copies_leaves_a_model_with_links_ready(
+    store: DiskStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(store, with_copies(copy=False))
+
+    def fill_disk(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store.copies, "record", fill_disk)
+        with pytest.raises(NoSpace):
+            publish(store, with_copies())
+    assert store.check("m", now=2.0) is None
+    assert (root / "ready/m.json").exists()
+    publish(store, with_copies())
+    assert_shown(root)
+
+
 # --- damage ---
 
 
@@ -240,6 +291,26 @@ def test_a_verification_reads_the_copies_and_repairs_a_damaged_one_without_the_s
     assert again.damaged == []
 
 
+def test_a_process_killed_at_any_step_after_a_scrub_found_a_damaged_copy_shows_it_to_nobody_again() -> None:
+    with base_as_another_user() as base:
+        _publish_there(base)
+        spoil(places(base)[0])
+
+        def quarantine(root: Path) -> None:
+            with DiskStore(root) as store:
+                store.quarantine_copy(data_file(), str(places(root)[0]), "it is damaged", now=2.0)
+
+        for root in killed_at_every_step(base, quarantine):
+            with DiskStore(root) as store:
+                if store.names.get("m"):
+                    store.quarantine_copy(data_file(), str(places(root)[0]), "it is damaged", now=3.0)
+                damaged = store.to_repair(SPEC)
+                assert damaged is not None
+                publish(store, damaged)
+                assert_shown(root)
+                assert store.check("m", now=4.0) is None
+
+
 @pytest.mark.parametrize(
     "harm", [lambda p: p.write_bytes(b"x" * 300_000), Path.unlink, lambda p: os.utime(p)]
 )
@@ -256,6 +327,45 @@ def test_a_copy_that_somebody_changed_or_deleted_is_noticed_and_its_blob_not_sus
     assert names_below(root / ".cachd/damaged") == set()
     pulled.pull("hf://org/model", name="m")
     assert_shown(root, commit=store.names.ready("m").commit)
+
+
+def test_a_repair_of_a_model_that_has_links_makes_no_copies_for_which_there_may_be_no_space(
+    engine: Callable[..., Engine], hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Older versions published all files as links."""
+    hub.add("org/model", FILES)
+    on = engine(hf_endpoint=hub.url)
+    with monkeypatch.context() as older:
+        older.setattr(checks, "copied", lambda *_: ())
+        snapshot = on.pull("hf://org/model", name="m")
+    store = on.store
+    file = next(file for file in store.manifests.of(snapshot).files if file.path == DATA)
+    assert store.quarantine(file, "it is damaged", store.content.inode(file.blob), now=2.0) == ["m"]
+    repaired = on.pull("hf://org/model", name="m")
+    assert store.manifests.of(repaired).copied == ()
+    assert store.check("m", now=3.0) is None
+
+
+def test_a_pull_pays_for_copies_that_the_same_snapshot_has_under_another_name(
+    engine: Callable[..., Engine], hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add("org/model", FILES)
+    on = engine(hf_endpoint=hub.url)
+    store, staged = on.store, list[set[str]]()
+    snapshot = on.pull("hf://org/model", name="m")
+    file = next(file for file in store.manifests.of(snapshot).files if file.path == DATA)
+    place = places(store.layout.root, commit=snapshot.commit)[0]
+    store.quarantine_copy(file, str(place), "it is damaged", now=2.0)
+    publish_now = store.publish
+
+    def publish_noting(*args: Any, **how: Any) -> Snapshot:
+        staged.append(names_below(store.layout.staging))
+        return publish_now(*args, **how)
+
+    monkeypatch.setattr(store, "publish", publish_noting)
+    on.pull("hf://org/model", name="linked", copy=())
+    assert [len(each) for each in staged] == [2], "both copies were made before the publish"
+    assert_shown(store.layout.root, commit=snapshot.commit, name="linked")
 
 
 # --- use ---

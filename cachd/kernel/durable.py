@@ -201,13 +201,13 @@ def sync(fd: int) -> None:
     os.fdatasync(fd)
 
 
-def seal(fd: int, modified: int) -> None:
+def seal(fd: int, modified_ns: int) -> None:
     """Make the file read-only for everybody, and make its bytes, size, mode and time durable. Raises OSError.
 
-    `modified`: its modification time, in seconds since the epoch.
+    `modified_ns`: its modification time, in nanoseconds since the epoch.
     """
     os.fchmod(fd, SEALED)
-    os.utime(fd, (modified, modified))
+    os.utime(fd, ns=(modified_ns, modified_ns))
     os.fsync(fd)
 
 
@@ -316,7 +316,7 @@ def write_sealed(path: str, content: memoryview) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         write_at(fd, content, 0)
-        seal(fd, content_time(len(content), lambda at, count: content[at : at + count]))
+        seal(fd, 10**9 * content_time(len(content), lambda at, count: content[at : at + count]))
     finally:
         os.close(fd)
 

@@ -65,9 +65,17 @@ class Copies:
         self._tops: dict[str, list[str]] = {}
         self._places: dict[str, Mapping[str, Digest]] = {}
         self._read()
-        self.shares_blocks = can_clone(layout.staging / "clone")
+        self._can_clone: bool | None = None
 
     # --- asking ---
+
+    @property
+    def shares_blocks(self) -> bool:
+        """Whether copies take no disk blocks. Counts as no while a full disk hides the answer."""
+        with self._lock:
+            if self._can_clone is None:
+                self._can_clone = can_clone(self._layout.staging / "clone")
+            return self._can_clone or False
 
     def places(self) -> list[str]:
         """The paths of all copies that take disk blocks of their own."""
@@ -139,9 +147,19 @@ class Copies:
     def wrong(self, file: File, place: str, took: Callable[[int], None]) -> str | None:
         """Read a copy completely. Returns what is wrong; None if nothing is, or if it is no longer there."""
         try:
-            return self._verified(file, Path(place), took, lambda: self._own_opens([place]))
+            return _verified(self._content, file, Path(place), took, lambda: self._own_opens([place]))
         except Replaced:
             return None
+
+    def distrust(self, place: str) -> None:
+        """Reset the time of a damaged copy, so that it never counts as intact again, even after a crash."""
+        if _is_single(place):
+            with durable.disk_errors(place), self._own_opens([place]):
+                fd = durable.open_file(place, os.O_RDONLY)
+                try:
+                    durable.seal(fd, 0)
+                finally:
+                    os.close(fd)
 
     # --- making ---
 
@@ -263,7 +281,7 @@ class Copies:
                 is_clone = self.shares_blocks and clone(blob, path)
             if not is_clone:
                 _fill(self._content, file, path, pay)
-                wrong = self._verified(file, Path(path), lambda _: None, nullcontext)
+                wrong = _verified(self._content, file, Path(path), lambda _: None, nullcontext)
                 if wrong:
                     raise Corrupt(
                         f"{file.path}: the copy for the views differs from its blob: {wrong}",
@@ -274,15 +292,16 @@ class Copies:
             raise
         return path
 
-    def _verified(
-        self,
-        file: File,
-        path: Path,
-        took: Callable[[int], None],
-        opening: Callable[[], AbstractContextManager[object]],
-    ) -> str | None:
-        parts = parts_of(self._content.path(file.blob))
-        return verify_blob(path, file, self._content.reads, took, parts=parts, opening=opening)
+
+def _verified(
+    content: ContentStore,
+    file: File,
+    path: Path,
+    took: Callable[[int], None],
+    opening: Callable[[], AbstractContextManager[object]],
+) -> str | None:
+    parts = parts_of(content.path(file.blob))
+    return verify_blob(path, file, content.reads, took, parts=parts, opening=opening)
 
 
 def _fill(content: ContentStore, file: File, path: str, pay: Pay) -> None:
@@ -297,7 +316,7 @@ def _fill(content: ContentStore, file: File, path: str, pay: Pay) -> None:
                 opened.seek(start)
                 durable.write_at(fd, memoryview(opened.read(count)), start)
             start += count
-        durable.seal(fd, int(os.lstat(content.at(file.blob)).st_mtime))
+        durable.seal(fd, os.lstat(content.at(file.blob)).st_mtime_ns)
 
 
 def _copied(manifest: Manifest) -> list[File]:

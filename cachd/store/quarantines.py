@@ -32,7 +32,7 @@ class Quarantines:
     """Finds damage in the published snapshots of one root, and quarantines their names."""
 
     def __init__(self, index: Index, views: PodViews) -> None:
-        self._layout, self._content = index.layout, index.content
+        self._layout, self._content, self._copies = index.layout, index.content, index.copies
         self._names, self._manifests, self._views = index.names, index.manifests, views
 
     def to_repair(self, spec: ModelSpec) -> Manifest | None:
@@ -76,8 +76,8 @@ class Quarantines:
             self._views.hide(file.blob, using)
         return names
 
-    def quarantine_copy(self, file: File, wrong: str, *, now: float) -> list[str]:
-        """Quarantine every name that shows copies of an intact blob of which one is damaged.
+    def quarantine_copy(self, file: File, place: str, wrong: str, *, now: float) -> list[str]:
+        """Quarantine every name that shows copies of an intact blob of which one, at `place`, is damaged.
 
         Removes all copies of the blob from the views; the repair makes new ones. Returns the names.
         """
@@ -89,6 +89,7 @@ class Quarantines:
             ]
             manifests = {each for each, _ in using}
             names = [s.name for s in self._names.all() if s.manifest in manifests]
+            self._copies.distrust(place)  # first: a crash may come before `hide`
             for name in names:
                 self._quarantine(name, f"a copy of {file.path}: {wrong}", {}, now)
             self._views.hide(file.blob, using)

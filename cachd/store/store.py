@@ -94,7 +94,7 @@ class Store(Protocol):
     def quarantine(self, file: File, wrong: str, inode: int, *, now: float) -> list[str]:
         """Make every name that uses a damaged blob wait for its repair; these names. Replaced."""
 
-    def quarantine_copy(self, file: File, wrong: str, *, now: float) -> list[str]:
+    def quarantine_copy(self, file: File, place: str, wrong: str, *, now: float) -> list[str]:
         """Make every name that shows damaged copies of a file's blob wait for its repair; these names."""
 
     def to_repair(self, spec: ModelSpec) -> Manifest | None:

@@ -137,9 +137,13 @@ class PlainView(_View):
         self._hide(self._layout.tree(manifest), paths)
 
     def wrong(self, manifest: Manifest) -> dict[str, bool]:
-        """The paths of the tree that are wrong; True where another file is there."""
+        """The paths of the tree that are wrong; True where another file is there.
+
+        A link to the blob is right, too, where a copy should be: a publish may have stopped before it made
+        the copy. The next one makes it.
+        """
         files = {f.path: f for f in manifest.files}
-        return self._wrong(files, set(manifest.copied), self._layout.tree(manifest.id))
+        return self._wrong(files, (), self._layout.tree(manifest.id))
 
     def remove(self, manifest: str) -> None:
         """Rename the tree to the trash, then delete it. Processes keep the files that they have open."""
@@ -196,9 +200,9 @@ class HubView(_View):
             self._hide(self._layout.commit(folder, commit), paths)
 
     def wrong(self, folder: str, manifest: Manifest) -> dict[str, bool]:
-        """The paths of a snapshot that are wrong in its commit; True where another file is there."""
+        """The paths of a snapshot that are wrong in its commit, as `PlainView.wrong` finds them."""
         files = {f.path: f for f in manifest.files}
-        return self._wrong(files, set(manifest.copied), self._layout.commit(folder, commit_of(manifest)))
+        return self._wrong(files, (), self._layout.commit(folder, commit_of(manifest)))
 
     def show_links(self, folder: str, commit: str, files: Mapping[str, File]) -> None:
         """Replace the copies of these files by links, because only a snapshot that goes needs copies."""

@@ -93,7 +93,11 @@ def _make_ready(resolved: Manifest, attempt: Attempt) -> Snapshot:
     """Fetch what is missing, and publish. `resolved` has all files of the source; the spec selects."""
     spec, store = attempt.spec, attempt.context.store
     manifest = store.manifests.as_kept(selected(resolved, spec, attempt.context.table()))
-    is_repair = store.to_repair(spec) is not None
+    damaged = store.to_repair(spec)
+    is_repair = damaged is not None
+    if damaged and damaged.id == manifest.id:  # it may have fewer copies than the spec asks for by now
+        manifest = replace(manifest, copied=damaged.copied)
+    manifest = store.manifests.with_copied(manifest)  # before `reserve`, which pays for the copies
     if not is_repair:  # the first pull made this check, and the files that the spec excluded are unknown
         check_numbers(manifest, resolved, spec)
     with attempt.context.reclaim.reserve(manifest, spec.name) as reservation:

@@ -58,7 +58,7 @@ class BlobChecks:
         """Read all copies of an intact blob. Starts a repair if one is damaged, and returns what is wrong."""
         for place in self._store.copies.of_blob(file.blob):
             if wrong := self._store.copies.wrong(file, place, took):
-                self._repairs.repair_copy(file, wrong)
+                self._repairs.repair_copy(file, place, wrong)
                 return f"a copy of it in a view: {wrong}"
         return None
 

@@ -68,9 +68,9 @@ class Repairs:
             self._repair(name)
         return True
 
-    def repair_copy(self, file: File, wrong: str) -> None:
-        """Quarantine the models that show copies of an intact blob of which one is damaged; repair them."""
-        names = self._store.quarantine_copy(file, wrong, now=self._now())
+    def repair_copy(self, file: File, place: str, wrong: str) -> None:
+        """Quarantine and repair the models that show copies of an intact blob; that at `place` is damaged."""
+        names = self._store.quarantine_copy(file, place, wrong, now=self._now())
         self._metrics.verify_failures.labels("scrub").inc()
         log.error("copy damaged", path=file.path, blob=str(file.blob), wrong=wrong, models=names)
         for name in names:

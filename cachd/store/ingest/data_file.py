@@ -99,7 +99,7 @@ class DataFile:
         """Make the file read-only and durable, with the time that belongs to its content."""
         with durable.disk_errors(self._directory):
             size = os.fstat(self._fd).st_size
-            durable.seal(self._fd, content_time(size, lambda at, count: os.pread(self._fd, count, at)))
+            durable.seal(self._fd, 10**9 * content_time(size, lambda at, n: os.pread(self._fd, n, at)))
 
     def close(self) -> None:
         """Close the file; it stays on the disk. Closing twice is fine."""

@@ -289,11 +289,15 @@ def test_downloads_survive_two_writers_that_die_one_after_the_other(shared: Path
 
 
 def test_a_root_that_is_used_alone_has_no_writers_beside(shared: Path) -> None:
-    with DiskStore(shared):
-        term = taken(shared)
-        with closing_term(term), pytest.raises(InUse) as refusal:
-            DiskStore(shared, term=term)
+    content = noise(100 * KIB)
+    file = file_of(content)
+    with DiskStore(shared) as store, closing(store.content.begin(file)) as ingest:
+        write(ingest, content)
+        ingest.follow(memoryview(bytearray(64 * KIB)))
+        with pytest.raises(InUse) as refusal:
+            taken(shared)
         assert refusal.value.code == "root_locked"
+        store.content.commit(ingest)  # the other process has not touched the download
     with writing(shared):
         with pytest.raises(InUse) as refusal:
             DiskStore(shared)
@@ -311,7 +315,7 @@ def test_who_wants_a_root_alone_waits_for_no_writer_that_lives_and_takes_over_fr
         with pytest.raises(InUse) as refusal:
             end_dead_writer(shared)
         assert refusal.value.code == "root_locked"
-    stopped(term)
+    killed(term)
     with DiskStore(shared) as alone, closing(alone.content.begin(file)) as ingest:
         assert ingest.resumed == half.size
     assert newest_number(alone.layout) == term.number + 1
@@ -331,6 +335,14 @@ def closing_term(term: Term) -> Iterator[Term]:
 def stopped(term: Term) -> None:
     """Let the process of a term beat no more, as one that was killed or stands still."""
     term._thread.close()
+
+
+def killed(term: Term) -> None:
+    """As `stopped`, and without the lock, as after the end of a process."""
+    stopped(term)
+    assert term._lock is not None
+    os.close(term._lock)
+    term._lock = None
 
 
 def state(root: Path) -> dict[str, tuple[int, int, bytes]]:

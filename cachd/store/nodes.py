@@ -39,6 +39,7 @@ from cachd.kernel import durable
 from cachd.kernel.periodic import Periodic
 from cachd.store.ingest.copies import copy_ingest
 from cachd.store.layout import PRIVATE_DIRECTORY, Layout
+from cachd.store.root_lock import take_shared_lock
 
 log = structlog.get_logger(__name__)
 
@@ -66,8 +67,14 @@ class Writer:
 class Nodes:
     """Observes the writers of one root. One thread uses it."""
 
-    def __init__(self, root: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._layout, self._clock = Layout(root), clock
+    def __init__(
+        self,
+        root: Path,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        unique: Callable[[int], str] = secrets.token_hex,
+    ) -> None:
+        self._layout, self._clock, self._unique = Layout(root), clock, unique
         self.directory = self._layout.nodes
         self.seen: tuple[int, bytes] = 0, b""  # the highest number, and its beat
         self._seen_at = clock()
@@ -110,9 +117,27 @@ class Nodes:
         """Take the next number, if `writer` was None just now; None if another process was faster.
 
         `fenced`: called in any thread of this process when it finds that another one took a higher number.
-        Raises OSError.
+        The term holds the shared lock until it ends, so it touches nothing while a process uses the root
+        alone: that is InUse. Raises OSError, CachdError.
         """
-        number, token = self.seen[0] + 1, secrets.token_hex(16)
+        lock, term = take_shared_lock(self._layout.lock), None
+        try:
+            term = self.take_locked(name, spec, fenced=fenced, lock=lock)
+        finally:
+            if term is None:
+                os.close(lock)
+        return term
+
+    def take_locked(
+        self,
+        name: str,
+        spec: Mapping[str, Any],
+        *,
+        fenced: Callable[[], object],
+        lock: int | None = None,
+    ) -> Term | None:
+        """As `take`, if this process holds the root's lock. `lock`: its descriptor, which the term closes."""
+        number, token = self.seen[0] + 1, self._unique(16)
         about = {"token": token, "who": _own_name(), "name": name, "spec": dict(spec)}
         staged, target = self._layout.nodes / f".{token}", self._file(number, "writer")
         durable.write_note(staged, json.dumps(about).encode())
@@ -125,7 +150,7 @@ class Nodes:
         if _document(target).get("token") != token or newest_number(self._layout) != number:
             return None
         log.info("taking the shared volume", root=str(self._layout.root), number=number)
-        return Term(self._layout.root, number, fenced=fenced)
+        return Term(self._layout.root, number, fenced=fenced, lock=lock)
 
     def _file(self, number: int, suffix: str) -> Path:
         return self._layout.nodes / f"{number}.{suffix}"
@@ -137,8 +162,10 @@ class Term:
     Methods raise NoSpace or DiskFailed when the disk fails.
     """
 
-    def __init__(self, root: Path, number: int, *, fenced: Callable[[], object]) -> None:
-        self.number = number
+    def __init__(
+        self, root: Path, number: int, *, fenced: Callable[[], object], lock: int | None = None
+    ) -> None:
+        self.number, self._lock = number, lock
         self.work = f"{PRIVATE_DIRECTORY}/nodes/{number}.work"
         self._layout, self._common = Layout(root, self.work), Layout(root)
         self._place, self._fenced = root / self.work, fenced
@@ -187,16 +214,22 @@ class Term:
         Nothing may use the store any more. If this process was fenced, it only ends the beat.
         """
         self._thread.close()
-        with durable.disk_errors(self._layout.nodes):
-            if newest_number(self._layout) != self.number:
-                return
-            for ingest in self._layout.ingests.iterdir():
-                if not (self._common.ingests / ingest.name).exists():
-                    durable.move(ingest, self._common.ingests / ingest.name)
-            durable.remove_tree(self._place)
-            durable.write_file(
-                self._layout.nodes / f"{self.number}.ended", json.dumps({"error": error}).encode()
-            )
+        try:
+            with durable.disk_errors(self._layout.nodes):
+                if newest_number(self._layout) == self.number:
+                    self._hand_over(error)
+        finally:
+            if self._lock is not None:
+                os.close(self._lock)
+            self._lock = None
+
+    def _hand_over(self, error: Mapping[str, Any] | None) -> None:
+        for ingest in self._layout.ingests.iterdir():
+            if not (self._common.ingests / ingest.name).exists():
+                durable.move(ingest, self._common.ingests / ingest.name)
+        durable.remove_tree(self._place)
+        ended = self._layout.nodes / f"{self.number}.ended"
+        durable.write_file(ended, json.dumps({"error": error}).encode())
 
     def _beat_until_fenced(self) -> float:
         try:
@@ -255,7 +288,7 @@ class Term:
 
 
 def end_dead_writer(root: Path) -> None:
-    """Take over from a writer that died, so that this process can use the root alone.
+    """Take over from a writer that died, so that this process, which has locked the root, can use it alone.
 
     Returns at once if there is none; otherwise it takes DEAD_SECONDS. Raises InUse if that writer lives.
     """
@@ -272,7 +305,7 @@ def end_dead_writer(root: Path) -> None:
                     hint="wait until it ends; on a shared volume, use cachd pull --direct --shared",
                 )
         is_dead = first[0] > 0 and not nodes.has_ended(first[0])
-        if is_dead and (term := nodes.take("", {}, fenced=lambda: None)):
+        if is_dead and (term := nodes.take_locked("", {}, fenced=lambda: None)):
             term.begin()
             term.end()
 
@@ -294,9 +327,9 @@ def _own_name() -> str:
     return f"pid {os.getpid()} on {socket.gethostname()}"
 
 
-def _uptime() -> float:
+def _uptime(clock: Callable[[int], float] = time.clock_gettime) -> float:
     """Seconds that pass while the machine sleeps, too."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return clock(time.CLOCK_BOOTTIME)
 
 
 def _read(path: Path) -> bytes:

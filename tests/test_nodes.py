@@ -15,6 +15,7 @@ import pytest
 
 from cachd.errors import CachdError, InUse
 from cachd.kernel import durable
+from cachd.kernel.periodic import Periodic
 from cachd.model import Extent
 from cachd.store.disk_store import DiskStore
 from cachd.store.nodes import DEAD_SECONDS, Nodes, Term, end_dead_writer, newest_number
@@ -283,6 +284,23 @@ def test_downloads_survive_two_writers_that_die_one_after_the_other(shared: Path
         with writing(shared) as third, closing(third.content.begin(file)) as ingest:
             assert ingest.resumed == half.size
     assert not list((shared / ".cachd/nodes").glob("*.work"))
+
+
+def test_a_writer_that_stood_still_when_it_began_takes_nothing_from_the_next_one(shared: Path) -> None:
+    nodes = Nodes(shared)
+    nodes.writer()
+    first = nodes.take("m", {}, fenced=lambda: None)
+    assert first is not None
+    content = noise(100 * KIB)
+    file = file_of(content)
+    with closing_term(first), ExitStack() as stack:
+        with paused_before(Periodic.start, first.begin, within=Term.begin) as beginning:
+            second = stack.enter_context(writing(shared))
+            ingest = stack.enter_context(closing(second.content.begin(file)))
+            write(ingest, content)
+        assert isinstance(beginning.exception(), InUse)
+        ingest.follow(memoryview(bytearray(64 * KIB)))
+        second.content.commit(ingest)
 
 
 # --- beside those who use a root alone ---

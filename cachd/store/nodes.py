@@ -179,12 +179,14 @@ class Term:
             self._thread.start(after=BEAT_SECONDS)
             for name in _WORK:
                 (self._place / name).mkdir(mode=0o700, parents=True, exist_ok=True)
-            formers = [path for path in self._layout.nodes.glob("[0-9]*.work") if path != self._place]
+            # Only lower numbers: this process may have stood still, and a later writer may be at work.
+            formers = [p for p in self._layout.nodes.glob("[0-9]*.work") if int(p.stem) < self.number]
             # The newest first: it has what it took over from those before it.
             for former in sorted(formers, key=lambda path: int(path.stem), reverse=True):
                 self._take_over(former)
             for ingest in self._common.ingests.iterdir():
                 if not (self._layout.ingests / ingest.name).exists():
+                    self.check()
                     durable.move(ingest, self._layout.ingests / ingest.name)
             self._forget_old()
         self.check()
@@ -257,6 +259,7 @@ class Term:
         Its partial downloads are copied: it may be alive, and have their files open.
         """
         taken = self._place / f"former-{former.name}"
+        self.check()
         with suppress(FileNotFoundError):
             durable.move(former, taken)  # point of no return for the former writer
         for ingest in _ingests(taken):

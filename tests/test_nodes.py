@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -301,6 +302,30 @@ def test_a_writer_that_stood_still_when_it_began_takes_nothing_from_the_next_one
         assert isinstance(beginning.exception(), InUse)
         ingest.follow(memoryview(bytearray(64 * KIB)))
         second.content.commit(ingest)
+
+
+def test_a_file_that_cannot_be_deleted_stops_no_later_writer(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As .nfsXXXX on NFS and .fuse_hiddenXXXX on FUSE while a process has the deleted file open."""
+    unlink = os.unlink
+
+    def refuse(path: str, **how: Any) -> None:
+        if "/.nfs" in str(path):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), path)
+        unlink(path, **how)
+
+    first = taken(shared)
+    stopped(first)
+    (shared / first.work / "trash/.nfs0001").write_bytes(b"open")
+    monkeypatch.setattr(os, "unlink", refuse)
+    for _ in range(3):
+        taken(shared).end()
+    (left,) = (shared / ".cachd/nodes").rglob(".nfs*")
+    assert left.relative_to(shared / ".cachd/nodes").parts[:2] == ("4.work", "former-1.4-2")
+    monkeypatch.undo()
+    taken(shared).end()
+    assert not list((shared / ".cachd/nodes").glob("*.work"))
 
 
 # --- beside those who use a root alone ---

@@ -25,7 +25,7 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,13 +33,13 @@ from typing import Any
 
 import structlog
 
-from cachd.errors import CachdError, Cancelled, InUse
+from cachd.errors import Cancelled, InUse
 from cachd.files import UNREADABLE
 from cachd.kernel import durable
 from cachd.kernel.periodic import Periodic
-from cachd.store.ingest.copies import copy_ingest
 from cachd.store.layout import PRIVATE_DIRECTORY, Layout
 from cachd.store.root_lock import take_shared_lock
+from cachd.store.takeover import Takeover
 
 log = structlog.get_logger(__name__)
 
@@ -51,7 +51,6 @@ _KEPT = 20  # numbers; an observer that read an older one finds a higher one whe
 _DOCUMENT_BYTES = 64 << 10
 _NUMBER = re.compile(r"([0-9]{1,12})\.writer")
 _WORK = ("ingest", "staging", "trash")
-_REMOVALS = 20  # a former writer may make new files while its directory is removed
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,15 +178,7 @@ class Term:
             self._thread.start(after=BEAT_SECONDS)
             for name in _WORK:
                 (self._place / name).mkdir(mode=0o700, parents=True, exist_ok=True)
-            # Only lower numbers: this process may have stood still, and a later writer may be at work.
-            formers = [p for p in self._layout.nodes.glob("[0-9]*.work") if int(p.stem) < self.number]
-            # The newest first: it has what it took over from those before it.
-            for former in sorted(formers, key=lambda path: int(path.stem), reverse=True):
-                self._take_over(former)
-            for ingest in self._common.ingests.iterdir():
-                if not (self._layout.ingests / ingest.name).exists():
-                    self.check()
-                    durable.move(ingest, self._layout.ingests / ingest.name)
+            Takeover(self._layout, self.number, self.check).run()
             self._forget_old()
         self.check()
 
@@ -229,7 +220,10 @@ class Term:
         for ingest in self._layout.ingests.iterdir():
             if not (self._common.ingests / ingest.name).exists():
                 durable.move(ingest, self._common.ingests / ingest.name)
-        durable.remove_tree(self._place)
+        try:
+            durable.remove_tree(self._place)
+        except OSError as kept:  # a file that a process has open: the next writer tries again
+            log.warning("work directory not deleted yet", number=self.number, reason=str(kept))
         ended = self._layout.nodes / f"{self.number}.ended"
         durable.write_file(ended, json.dumps({"error": error}).encode())
 
@@ -252,36 +246,6 @@ class Term:
         finally:
             os.close(fd)
         self._beaten_at = began
-
-    def _take_over(self, former: Path) -> None:
-        """Take the work directory of a former writer, so that it cannot publish what it has there.
-
-        Its partial downloads are copied: it may be alive, and have their files open.
-        """
-        taken = self._place / f"former-{former.name}"
-        self.check()
-        with suppress(FileNotFoundError):
-            durable.move(former, taken)  # point of no return for the former writer
-        for ingest in _ingests(taken):
-            self._adopt(ingest)
-        for _ in range(_REMOVALS):
-            with suppress(OSError):
-                durable.remove_tree(taken)
-            if not taken.exists():
-                return
-        durable.remove_tree(taken)
-
-    def _adopt(self, ingest: Path) -> None:
-        target, staged = self._layout.ingests / ingest.name, self._layout.staging / ingest.name
-        if target.exists():
-            return
-        try:
-            copy_ingest(ingest, staged)
-            durable.move(staged, target)
-            log.info("partial download taken over", ingest=ingest.name)
-        except (OSError, CachdError) as error:
-            log.warning("partial download not taken over", ingest=ingest.name, reason=str(error))
-            durable.remove_tree(staged)
 
     def _forget_old(self) -> None:
         for path in list(self._layout.nodes.iterdir()):
@@ -317,13 +281,6 @@ def newest_number(layout: Layout) -> int:
     """The highest fencing number of a root; 0 if nobody has ever had one. Raises OSError."""
     found = (_NUMBER.fullmatch(name) for name in os.listdir(layout.nodes))
     return max((int(match[1]) for match in found if match), default=0)
-
-
-def _ingests(work: Path) -> Iterator[Path]:
-    """The partial downloads in a work directory, and in those that its process had not yet taken over."""
-    yield from sorted((work / "ingest").glob("*"))
-    for former in sorted(work.glob("former-*")):
-        yield from _ingests(former)
 
 
 def _own_name() -> str:

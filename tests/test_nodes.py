@@ -18,6 +18,7 @@ from cachd.errors import CachdError, InUse
 from cachd.kernel import durable
 from cachd.kernel.periodic import Periodic
 from cachd.model import Extent
+from cachd.store import takeover
 from cachd.store.disk_store import DiskStore
 from cachd.store.nodes import DEAD_SECONDS, Nodes, Term, end_dead_writer, newest_number
 from cachd.store.publish import Publisher
@@ -302,6 +303,35 @@ def test_a_writer_that_stood_still_when_it_began_takes_nothing_from_the_next_one
         assert isinstance(beginning.exception(), InUse)
         ingest.follow(memoryview(bytearray(64 * KIB)))
         second.content.commit(ingest)
+
+
+@pytest.mark.parametrize("follower", [lambda root: writing(root), DiskStore], ids=["writer", "alone"])
+def test_a_takeover_that_is_interrupted_loses_no_download(
+    shared: Path, monkeypatch: pytest.MonkeyPatch, follower: Callable[[Path], Any]
+) -> None:
+    content = noise(100 * KIB)
+    file, half = file_of(content), Extent(0, 50 * KIB)
+    first = taken(shared)
+    with DiskStore(shared, term=first) as store, closing(store.content.begin(file)) as ingest:
+        write(ingest, content[: half.stop], half)
+    killed(first)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt  # as at SIGTERM
+
+    monkeypatch.setattr(takeover, "copy_ingest", interrupted)
+    nodes = Nodes(shared)
+    nodes.writer()
+    second = nodes.take("m", {}, fenced=lambda: None)
+    assert second is not None
+    with pytest.raises(KeyboardInterrupt), closing_term(second):
+        second.begin()
+    monkeypatch.undo()
+    assert nodes.writer() is None
+    assert nodes.has_ended(second.number)
+    with follower(shared) as third, closing(third.content.begin(file)) as ingest:
+        assert ingest.resumed == half.size
+    assert not list((shared / ".cachd/nodes").glob("*.work"))
 
 
 def test_a_file_that_cannot_be_deleted_stops_no_later_writer(

@@ -39,7 +39,7 @@ from cachd.kernel import durable
 from cachd.kernel.periodic import Periodic
 from cachd.store.layout import PRIVATE_DIRECTORY, Layout
 from cachd.store.root_lock import take_shared_lock
-from cachd.store.takeover import Takeover
+from cachd.store.takeover import Takeover, formers_in
 
 log = structlog.get_logger(__name__)
 
@@ -220,10 +220,13 @@ class Term:
         for ingest in self._layout.ingests.iterdir():
             if not (self._common.ingests / ingest.name).exists():
                 durable.move(ingest, self._common.ingests / ingest.name)
-        try:
-            durable.remove_tree(self._place)
-        except OSError as kept:  # a file that a process has open: the next writer tries again
-            log.warning("work directory not deleted yet", number=self.number, reason=str(kept))
+        # A takeover that was interrupted stays for the next writer: it may have partial downloads.
+        places = [self._place / name for name in _WORK] if formers_in(self._place) else [self._place]
+        for place in places:
+            try:
+                durable.remove_tree(place)
+            except OSError as kept:  # a file that a process has open: the next writer tries again
+                log.warning("work directory not deleted yet", number=self.number, reason=str(kept))
         ended = self._layout.nodes / f"{self.number}.ended"
         durable.write_file(ended, json.dumps({"error": error}).encode())
 
@@ -272,7 +275,8 @@ def end_dead_writer(root: Path) -> None:
                     hint="wait until it ends; on a shared volume, use cachd pull --direct --shared",
                 )
         is_dead = first[0] > 0 and not nodes.has_ended(first[0])
-        if is_dead and (term := nodes.take_locked("", {}, fenced=lambda: None)):
+        has_left = any(nodes.directory.glob("[0-9]*.work"))
+        if (is_dead or has_left) and (term := nodes.take_locked("", {}, fenced=lambda: None)):
             term.begin()
             term.end()
 

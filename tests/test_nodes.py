@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from threading import Barrier
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -332,6 +333,33 @@ def test_a_takeover_that_is_interrupted_loses_no_download(
     with follower(shared) as third, closing(third.content.begin(file)) as ingest:
         assert ingest.resumed == half.size
     assert not list((shared / ".cachd/nodes").glob("*.work"))
+
+
+def test_a_takeover_without_space_for_copies_drops_the_oldest_download(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents = [noise(100 * KIB, seed) for seed in range(3)]
+    first = taken(shared)
+    with DiskStore(shared, term=first) as store:
+        for age, content in enumerate(contents):
+            with closing(store.content.begin(file_of(content))) as ingest:
+                write(ingest, content[: 50 * KIB], Extent(0, 50 * KIB))
+                os.utime(ingest.directory / "data", (1000 - age, 1000 - age))
+    killed(first)
+    really = os.statvfs
+
+    def small(place: Path) -> Any:
+        """A disk on which one more download fits once another one was dropped."""
+        left = [*place.glob("former-*/ingest/*"), *place.glob("ingest/*")]
+        free = takeover._SPARE_BYTES + (20 + 50 * (3 - len(left))) * KIB
+        return SimpleNamespace(f_blocks=really(place).f_blocks, f_frsize=1, f_bavail=free)
+
+    monkeypatch.setattr(os, "statvfs", small)
+    second = taken(shared)
+    monkeypatch.undo()
+    with closing_term(second):
+        kept = {path.name for path in second._layout.ingests.iterdir()}
+    assert kept == {second._layout.ingest(file.blob, file.size).name for file in map(file_of, contents[:2])}
 
 
 def test_a_file_that_cannot_be_deleted_stops_no_later_writer(

@@ -37,6 +37,7 @@ from cachd.errors import Cancelled, InUse
 from cachd.files import UNREADABLE
 from cachd.kernel import durable
 from cachd.kernel.periodic import Periodic
+from cachd.model import SizeOrPercent
 from cachd.store.layout import PRIVATE_DIRECTORY, Layout
 from cachd.store.root_lock import take_shared_lock
 from cachd.store.takeover import Takeover, formers_in
@@ -171,14 +172,17 @@ class Term:
         self._beats, self._beaten_at = 0, _uptime()
         self._thread = Periodic("beat", self._beat_until_fenced)
 
-    def begin(self) -> None:
-        """Begin to beat, and take over the partial downloads of former writers. Raises InUse if fenced."""
+    def begin(self, *, reserve_free: SizeOrPercent = 0) -> None:
+        """Begin to beat, and take over the partial downloads of former writers. Raises InUse if fenced.
+
+        `reserve_free`: what the takeover leaves free on the disk.
+        """
         with durable.disk_errors(self._layout.nodes):
             self._beat()
             self._thread.start(after=BEAT_SECONDS)
             for name in _WORK:
                 (self._place / name).mkdir(mode=0o700, parents=True, exist_ok=True)
-            Takeover(self._layout, self.number, self.check).run()
+            Takeover(self._layout, self.number, self.check, reserve_free=reserve_free).run()
             self._forget_old()
         self.check()
 

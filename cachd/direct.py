@@ -111,7 +111,8 @@ def _pull_in_term(asked: _Asked, options: Config, sharing: Sharing, update: Upda
     term, final = sharing.term, None
     assert term is not None
     try:
-        term.begin()
+        reserve = options.reserve_free
+        term.begin(reserve_free=0 if reserve == "auto" else reserve)
         return _pull(asked, options, sharing, update)
     except CachdError as error:
         final = error.as_document() if outcome_of(error).is_final else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -9,13 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from threading import Barrier
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from cachd.errors import CachdError, InUse
 from cachd.kernel import durable
+from cachd.kernel.periodic import Periodic
 from cachd.model import Extent
+from cachd.store import takeover
 from cachd.store.disk_store import DiskStore
 from cachd.store.nodes import DEAD_SECONDS, Nodes, Term, end_dead_writer, newest_number
 from cachd.store.publish import Publisher
@@ -285,15 +289,116 @@ def test_downloads_survive_two_writers_that_die_one_after_the_other(shared: Path
     assert not list((shared / ".cachd/nodes").glob("*.work"))
 
 
+def test_a_writer_that_stood_still_when_it_began_takes_nothing_from_the_next_one(shared: Path) -> None:
+    nodes = Nodes(shared)
+    nodes.writer()
+    first = nodes.take("m", {}, fenced=lambda: None)
+    assert first is not None
+    content = noise(100 * KIB)
+    file = file_of(content)
+    with closing_term(first), ExitStack() as stack:
+        with paused_before(Periodic.start, first.begin, within=Term.begin) as beginning:
+            second = stack.enter_context(writing(shared))
+            ingest = stack.enter_context(closing(second.content.begin(file)))
+            write(ingest, content)
+        assert isinstance(beginning.exception(), InUse)
+        ingest.follow(memoryview(bytearray(64 * KIB)))
+        second.content.commit(ingest)
+
+
+@pytest.mark.parametrize("follower", [lambda root: writing(root), DiskStore], ids=["writer", "alone"])
+def test_a_takeover_that_is_interrupted_loses_no_download(
+    shared: Path, monkeypatch: pytest.MonkeyPatch, follower: Callable[[Path], Any]
+) -> None:
+    content = noise(100 * KIB)
+    file, half = file_of(content), Extent(0, 50 * KIB)
+    first = taken(shared)
+    with DiskStore(shared, term=first) as store, closing(store.content.begin(file)) as ingest:
+        write(ingest, content[: half.stop], half)
+    killed(first)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt  # as at SIGTERM
+
+    monkeypatch.setattr(takeover, "copy_ingest", interrupted)
+    nodes = Nodes(shared)
+    nodes.writer()
+    second = nodes.take("m", {}, fenced=lambda: None)
+    assert second is not None
+    with pytest.raises(KeyboardInterrupt), closing_term(second):
+        second.begin()
+    monkeypatch.undo()
+    assert nodes.writer() is None
+    assert nodes.has_ended(second.number)
+    with follower(shared) as third, closing(third.content.begin(file)) as ingest:
+        assert ingest.resumed == half.size
+    assert not list((shared / ".cachd/nodes").glob("*.work"))
+
+
+def test_a_takeover_without_space_for_copies_drops_the_oldest_download(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents = [noise(100 * KIB, seed) for seed in range(3)]
+    first = taken(shared)
+    with DiskStore(shared, term=first) as store:
+        for age, content in enumerate(contents):
+            with closing(store.content.begin(file_of(content))) as ingest:
+                write(ingest, content[: 50 * KIB], Extent(0, 50 * KIB))
+                os.utime(ingest.directory / "data", (1000 - age, 1000 - age))
+    killed(first)
+    really = os.statvfs
+
+    def small(place: Path) -> Any:
+        """A disk on which one more download fits once another one was dropped."""
+        left = [*place.glob("former-*/ingest/*"), *place.glob("ingest/*")]
+        free = takeover._SPARE_BYTES + (20 + 50 * (3 - len(left))) * KIB
+        return SimpleNamespace(f_blocks=really(place).f_blocks, f_frsize=1, f_bavail=free)
+
+    monkeypatch.setattr(os, "statvfs", small)
+    second = taken(shared)
+    monkeypatch.undo()
+    with closing_term(second):
+        kept = {path.name for path in second._layout.ingests.iterdir()}
+    assert kept == {second._layout.ingest(file.blob, file.size).name for file in map(file_of, contents[:2])}
+
+
+def test_a_file_that_cannot_be_deleted_stops_no_later_writer(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As .nfsXXXX on NFS and .fuse_hiddenXXXX on FUSE while a process has the deleted file open."""
+    unlink = os.unlink
+
+    def refuse(path: str, **how: Any) -> None:
+        if "/.nfs" in str(path):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), path)
+        unlink(path, **how)
+
+    first = taken(shared)
+    stopped(first)
+    (shared / first.work / "trash/.nfs0001").write_bytes(b"open")
+    monkeypatch.setattr(os, "unlink", refuse)
+    for _ in range(3):
+        taken(shared).end()
+    (left,) = (shared / ".cachd/nodes").rglob(".nfs*")
+    assert left.relative_to(shared / ".cachd/nodes").parts[:2] == ("4.work", "former-1.4-2")
+    monkeypatch.undo()
+    taken(shared).end()
+    assert not list((shared / ".cachd/nodes").glob("*.work"))
+
+
 # --- beside those who use a root alone ---
 
 
 def test_a_root_that_is_used_alone_has_no_writers_beside(shared: Path) -> None:
-    with DiskStore(shared):
-        term = taken(shared)
-        with closing_term(term), pytest.raises(InUse) as refusal:
-            DiskStore(shared, term=term)
+    content = noise(100 * KIB)
+    file = file_of(content)
+    with DiskStore(shared) as store, closing(store.content.begin(file)) as ingest:
+        write(ingest, content)
+        ingest.follow(memoryview(bytearray(64 * KIB)))
+        with pytest.raises(InUse) as refusal:
+            taken(shared)
         assert refusal.value.code == "root_locked"
+        store.content.commit(ingest)  # the other process has not touched the download
     with writing(shared):
         with pytest.raises(InUse) as refusal:
             DiskStore(shared)
@@ -311,7 +416,7 @@ def test_who_wants_a_root_alone_waits_for_no_writer_that_lives_and_takes_over_fr
         with pytest.raises(InUse) as refusal:
             end_dead_writer(shared)
         assert refusal.value.code == "root_locked"
-    stopped(term)
+    killed(term)
     with DiskStore(shared) as alone, closing(alone.content.begin(file)) as ingest:
         assert ingest.resumed == half.size
     assert newest_number(alone.layout) == term.number + 1
@@ -331,6 +436,14 @@ def closing_term(term: Term) -> Iterator[Term]:
 def stopped(term: Term) -> None:
     """Let the process of a term beat no more, as one that was killed or stands still."""
     term._thread.close()
+
+
+def killed(term: Term) -> None:
+    """As `stopped`, and without the lock, as after the end of a process."""
+    stopped(term)
+    assert term._lock is not None
+    os.close(term._lock)
+    term._lock = None
 
 
 def state(root: Path) -> dict[str, tuple[int, int, bytes]]:

@@ -25,7 +25,7 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,12 +33,14 @@ from typing import Any
 
 import structlog
 
-from cachd.errors import CachdError, Cancelled, InUse
+from cachd.errors import Cancelled, InUse
 from cachd.files import UNREADABLE
 from cachd.kernel import durable
 from cachd.kernel.periodic import Periodic
-from cachd.store.ingest.copies import copy_ingest
+from cachd.model import SizeOrPercent
 from cachd.store.layout import PRIVATE_DIRECTORY, Layout
+from cachd.store.root_lock import take_shared_lock
+from cachd.store.takeover import Takeover, formers_in
 
 log = structlog.get_logger(__name__)
 
@@ -50,7 +52,6 @@ _KEPT = 20  # numbers; an observer that read an older one finds a higher one whe
 _DOCUMENT_BYTES = 64 << 10
 _NUMBER = re.compile(r"([0-9]{1,12})\.writer")
 _WORK = ("ingest", "staging", "trash")
-_REMOVALS = 20  # a former writer may make new files while its directory is removed
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +67,14 @@ class Writer:
 class Nodes:
     """Observes the writers of one root. One thread uses it."""
 
-    def __init__(self, root: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._layout, self._clock = Layout(root), clock
+    def __init__(
+        self,
+        root: Path,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        unique: Callable[[int], str] = secrets.token_hex,
+    ) -> None:
+        self._layout, self._clock, self._unique = Layout(root), clock, unique
         self.directory = self._layout.nodes
         self.seen: tuple[int, bytes] = 0, b""  # the highest number, and its beat
         self._seen_at = clock()
@@ -110,9 +117,27 @@ class Nodes:
         """Take the next number, if `writer` was None just now; None if another process was faster.
 
         `fenced`: called in any thread of this process when it finds that another one took a higher number.
-        Raises OSError.
+        The term holds the shared lock until it ends, so it touches nothing while a process uses the root
+        alone: that is InUse. Raises OSError, CachdError.
         """
-        number, token = self.seen[0] + 1, secrets.token_hex(16)
+        lock, term = take_shared_lock(self._layout.lock), None
+        try:
+            term = self.take_locked(name, spec, fenced=fenced, lock=lock)
+        finally:
+            if term is None:
+                os.close(lock)
+        return term
+
+    def take_locked(
+        self,
+        name: str,
+        spec: Mapping[str, Any],
+        *,
+        fenced: Callable[[], object],
+        lock: int | None = None,
+    ) -> Term | None:
+        """As `take`, if this process holds the root's lock. `lock`: its descriptor, which the term closes."""
+        number, token = self.seen[0] + 1, self._unique(16)
         about = {"token": token, "who": _own_name(), "name": name, "spec": dict(spec)}
         staged, target = self._layout.nodes / f".{token}", self._file(number, "writer")
         durable.write_note(staged, json.dumps(about).encode())
@@ -125,7 +150,7 @@ class Nodes:
         if _document(target).get("token") != token or newest_number(self._layout) != number:
             return None
         log.info("taking the shared volume", root=str(self._layout.root), number=number)
-        return Term(self._layout.root, number, fenced=fenced)
+        return Term(self._layout.root, number, fenced=fenced, lock=lock)
 
     def _file(self, number: int, suffix: str) -> Path:
         return self._layout.nodes / f"{number}.{suffix}"
@@ -137,28 +162,27 @@ class Term:
     Methods raise NoSpace or DiskFailed when the disk fails.
     """
 
-    def __init__(self, root: Path, number: int, *, fenced: Callable[[], object]) -> None:
-        self.number = number
+    def __init__(
+        self, root: Path, number: int, *, fenced: Callable[[], object], lock: int | None = None
+    ) -> None:
+        self.number, self._lock = number, lock
         self.work = f"{PRIVATE_DIRECTORY}/nodes/{number}.work"
         self._layout, self._common = Layout(root, self.work), Layout(root)
         self._place, self._fenced = root / self.work, fenced
         self._beats, self._beaten_at = 0, _uptime()
         self._thread = Periodic("beat", self._beat_until_fenced)
 
-    def begin(self) -> None:
-        """Begin to beat, and take over the partial downloads of former writers. Raises InUse if fenced."""
+    def begin(self, *, reserve_free: SizeOrPercent = 0) -> None:
+        """Begin to beat, and take over the partial downloads of former writers. Raises InUse if fenced.
+
+        `reserve_free`: what the takeover leaves free on the disk.
+        """
         with durable.disk_errors(self._layout.nodes):
             self._beat()
             self._thread.start(after=BEAT_SECONDS)
             for name in _WORK:
                 (self._place / name).mkdir(mode=0o700, parents=True, exist_ok=True)
-            formers = [path for path in self._layout.nodes.glob("[0-9]*.work") if path != self._place]
-            # The newest first: it has what it took over from those before it.
-            for former in sorted(formers, key=lambda path: int(path.stem), reverse=True):
-                self._take_over(former)
-            for ingest in self._common.ingests.iterdir():
-                if not (self._layout.ingests / ingest.name).exists():
-                    durable.move(ingest, self._layout.ingests / ingest.name)
+            Takeover(self._layout, self.number, self.check, reserve_free=reserve_free).run()
             self._forget_old()
         self.check()
 
@@ -187,16 +211,28 @@ class Term:
         Nothing may use the store any more. If this process was fenced, it only ends the beat.
         """
         self._thread.close()
-        with durable.disk_errors(self._layout.nodes):
-            if newest_number(self._layout) != self.number:
-                return
-            for ingest in self._layout.ingests.iterdir():
-                if not (self._common.ingests / ingest.name).exists():
-                    durable.move(ingest, self._common.ingests / ingest.name)
-            durable.remove_tree(self._place)
-            durable.write_file(
-                self._layout.nodes / f"{self.number}.ended", json.dumps({"error": error}).encode()
-            )
+        try:
+            with durable.disk_errors(self._layout.nodes):
+                if newest_number(self._layout) == self.number:
+                    self._hand_over(error)
+        finally:
+            if self._lock is not None:
+                os.close(self._lock)
+            self._lock = None
+
+    def _hand_over(self, error: Mapping[str, Any] | None) -> None:
+        for ingest in self._layout.ingests.iterdir():
+            if not (self._common.ingests / ingest.name).exists():
+                durable.move(ingest, self._common.ingests / ingest.name)
+        # A takeover that was interrupted stays for the next writer: it may have partial downloads.
+        places = [self._place / name for name in _WORK] if formers_in(self._place) else [self._place]
+        for place in places:
+            try:
+                durable.remove_tree(place)
+            except OSError as kept:  # a file that a process has open: the next writer tries again
+                log.warning("work directory not deleted yet", number=self.number, reason=str(kept))
+        ended = self._layout.nodes / f"{self.number}.ended"
+        durable.write_file(ended, json.dumps({"error": error}).encode())
 
     def _beat_until_fenced(self) -> float:
         try:
@@ -218,35 +254,6 @@ class Term:
             os.close(fd)
         self._beaten_at = began
 
-    def _take_over(self, former: Path) -> None:
-        """Take the work directory of a former writer, so that it cannot publish what it has there.
-
-        Its partial downloads are copied: it may be alive, and have their files open.
-        """
-        taken = self._place / f"former-{former.name}"
-        with suppress(FileNotFoundError):
-            durable.move(former, taken)  # point of no return for the former writer
-        for ingest in _ingests(taken):
-            self._adopt(ingest)
-        for _ in range(_REMOVALS):
-            with suppress(OSError):
-                durable.remove_tree(taken)
-            if not taken.exists():
-                return
-        durable.remove_tree(taken)
-
-    def _adopt(self, ingest: Path) -> None:
-        target, staged = self._layout.ingests / ingest.name, self._layout.staging / ingest.name
-        if target.exists():
-            return
-        try:
-            copy_ingest(ingest, staged)
-            durable.move(staged, target)
-            log.info("partial download taken over", ingest=ingest.name)
-        except (OSError, CachdError) as error:
-            log.warning("partial download not taken over", ingest=ingest.name, reason=str(error))
-            durable.remove_tree(staged)
-
     def _forget_old(self) -> None:
         for path in list(self._layout.nodes.iterdir()):
             number = path.name.partition(".")[0]
@@ -255,7 +262,7 @@ class Term:
 
 
 def end_dead_writer(root: Path) -> None:
-    """Take over from a writer that died, so that this process can use the root alone.
+    """Take over from a writer that died, so that this process, which has locked the root, can use it alone.
 
     Returns at once if there is none; otherwise it takes DEAD_SECONDS. Raises InUse if that writer lives.
     """
@@ -272,7 +279,8 @@ def end_dead_writer(root: Path) -> None:
                     hint="wait until it ends; on a shared volume, use cachd pull --direct --shared",
                 )
         is_dead = first[0] > 0 and not nodes.has_ended(first[0])
-        if is_dead and (term := nodes.take("", {}, fenced=lambda: None)):
+        has_left = any(nodes.directory.glob("[0-9]*.work"))
+        if (is_dead or has_left) and (term := nodes.take_locked("", {}, fenced=lambda: None)):
             term.begin()
             term.end()
 
@@ -283,20 +291,13 @@ def newest_number(layout: Layout) -> int:
     return max((int(match[1]) for match in found if match), default=0)
 
 
-def _ingests(work: Path) -> Iterator[Path]:
-    """The partial downloads in a work directory, and in those that its process had not yet taken over."""
-    yield from sorted((work / "ingest").glob("*"))
-    for former in sorted(work.glob("former-*")):
-        yield from _ingests(former)
-
-
 def _own_name() -> str:
     return f"pid {os.getpid()} on {socket.gethostname()}"
 
 
-def _uptime() -> float:
+def _uptime(clock: Callable[[int], float] = time.clock_gettime) -> float:
     """Seconds that pass while the machine sleeps, too."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return clock(time.CLOCK_BOOTTIME)
 
 
 def _read(path: Path) -> bytes:

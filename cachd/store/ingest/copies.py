@@ -27,8 +27,8 @@ def copy_ingest(source: Path, target: Path) -> None:
     fd = durable.open_file(source / "data", os.O_RDONLY)
     try:
         size = os.fstat(fd).st_size
-        lines = [line for name in ("received", "journal") for line in read_parts(source / name, size)]
-        _copy_extents(fd, target / "data", sorted({part for part, _ in lines}, key=lambda part: part.start))
+        lines = _recorded(source, size)
+        _copy_extents(fd, target / "data", sorted({part for part, _ in lines}, key=_start))
     finally:
         os.close(fd)
     noted = "".join(f"{part.start} {part.stop} {expected}\n" for part, expected in lines)
@@ -36,6 +36,24 @@ def copy_ingest(source: Path, target: Path) -> None:
     for name in ("about.json", "owners"):
         with suppress(FileNotFoundError):
             durable.write_note(target / name, durable.read_file(source / name, at_most=1 << 20))
+
+
+def bytes_to_copy(source: Path) -> int:
+    """The bytes that a copy of the ingest would take, without its small files. Raises OSError, CachdError."""
+    total = at = 0
+    for part in sorted((part for part, _ in _recorded(source, (source / "data").stat().st_size)), key=_start):
+        at = max(at, part.start)
+        total += max(0, part.stop - at)
+        at = max(at, part.stop)
+    return total
+
+
+def _recorded(source: Path, size: int) -> list[tuple[Extent, str]]:
+    return [line for name in ("received", "journal") for line in read_parts(source / name, size)]
+
+
+def _start(part: Extent) -> int:
+    return part.start
 
 
 def _copy_extents(source: int, target: Path, parts: list[Extent]) -> None:

@@ -91,6 +91,24 @@ def test_no_token_of_a_caller_is_written_anywhere(hub: Hub, shared: Node) -> Non
         assert not [path for path in files if token.encode() in path.read_bytes()]
 
 
+def test_a_token_of_the_hub_says_nothing_about_a_model_of_another_source(hub: Hub, tmp_path: Path) -> None:
+    hub.add("org/open", FILES)
+    place = tmp_path / "share" / "m"
+    place.mkdir(parents=True)
+    (place / "secret.bin").write_bytes(noise(3000))
+    options = {"hub_share": "token", "allow": ["127.0.0.0/8", f"file://{tmp_path}/share/"]}
+    with endpoint_node(tmp_path / "root", hub, **options) as node:
+        node.pull(f"file://{place}/", name="m", hub_id="org/open")
+        assert node.ready("m").status == 200
+        # The two models cannot both stand at org/open in the Hub view, so the one of the Hub is not pulled.
+        listing = "/api/models/org/open"
+        for target in ("/org/open/resolve/main/secret.bin", listing, f"{listing}/refs"):
+            got = get(node, target)
+            assert got.status == 503
+            assert b"secret.bin" not in got.body
+            assert b"file:" not in got.body
+
+
 # --- bounds ---
 
 

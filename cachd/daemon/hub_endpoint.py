@@ -26,8 +26,9 @@ def hub_endpoint(config: Config, daemon: Daemon) -> Iterator[None]:
     if not config.hub_listen:
         yield
         return
-    repositories = Repositories(daemon.models, daemon.sources)
-    tokens = Tokens(daemon.pulls.previews) if config.hub_share == "token" else None
+    by_token = config.hub_share == "token"
+    repositories = Repositories(daemon.models, daemon.sources, hub_only=by_token)
+    tokens = Tokens(daemon.pulls.previews) if by_token else None
     callers = Callers(config.hub_allow, tokens)
     api = HubApi(daemon.models, repositories, callers, daemon.downloads.hasten)
     with Sockets(config.hub_listeners) as sockets:

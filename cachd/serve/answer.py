@@ -99,5 +99,7 @@ def refused(error: CachdError, repo: str) -> Answer:
         return no_repository(repo)
     if status in (409, 503):
         after = getattr(error, "retry_after", None) or _RETRY_SECONDS
-        return refusal(503, str(error), Retry_After=str(round(after)))
+        # A conflict names another model, which this caller perhaps may not know of.
+        message = f"{repo:.200} cannot be pulled now: {error.code}" if status == 409 else str(error)
+        return refusal(503, message, Retry_After=str(round(after)))
     return refusal(status, str(error))

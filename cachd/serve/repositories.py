@@ -57,18 +57,23 @@ class Revision:
 
 
 class Repositories:
-    """The repositories of this node, and those that it may pull. Safe from any thread."""
+    """The repositories of this node, and those that it may pull. Safe from any thread.
+
+    `hub_only`: leaves out the models of other sources, because a token of the Hub says nothing about them.
+    """
 
     def __init__(
         self,
         models: Models,
         sources: Sources,
         *,
+        hub_only: bool = False,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._models, self._store, self._pulls = models, models.store, models.pulls
         self._sources, self._clock, self._now = sources, clock, now
+        self._hub_only = hub_only
         self._lock = threading.Lock()
         self._read: dict[str, tuple[float, Manifest]] = {}  # by id; the one that was used last stands last
 
@@ -122,7 +127,8 @@ class Repositories:
     def _snapshots(self, repo: str) -> Iterator[Snapshot]:
         """The ready models of a repository."""
         for each in self._store.names.in_hub_folder(folder_of(repo)):
-            if each.repo == repo and not self._is_refused(each):
+            is_shown = not self._hub_only or each.spec.ref.scheme == "hf"
+            if each.repo == repo and is_shown and not self._is_refused(each):
                 yield each
 
     def _files(self, snapshot: Snapshot) -> Manifest:

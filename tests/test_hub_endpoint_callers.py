@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
+from cachd.serve.answer import Answer, document, refusal
 from cachd.serve.callers import Callers
+from cachd.serve.exchange import Request
+from cachd.serve.server import HubServer
 from tests.ground.hub import Hub
 from tests.ground.hub_client import endpoint_node, endpoint_of, get, hf
 from tests.ground.models import noise
@@ -173,3 +181,82 @@ def test_the_endpoint_is_off_unless_an_option_says_where(hub: Hub, tmp_path: Pat
     with endpoint_node(tmp_path / "root", hub, hub_listen=[]) as node:
         node.stop()
         assert "hub endpoint" not in node.output
+
+
+# --- the server alone ---
+
+
+@contextmanager
+def served(answer: Callable[[Request], Answer], **options: Any) -> Iterator[tuple[str, int]]:
+    """The address of a server with this answer."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as sock,
+        closing(HubServer([sock], answer, **options)) as server,
+    ):
+        server.start()
+        yield sock.getsockname()
+
+
+def asked(at: tuple[str, int], *sent: bytes) -> bytes:
+    """What a server answers to the last of these requests on one connection, up to its end."""
+    with socket.create_connection(at, PATIENCE_SECONDS) as sock:
+        got = b""
+        for each in sent:
+            sock.sendall(each)
+            got = sock.recv(1 << 16)
+        while got and (piece := sock.recv(1 << 16)):
+            got += piece
+        return got
+
+
+OK = b"GET /ok HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+BROKEN, HEAD = OK.replace(b"/ok", b"/broken"), b"HEAD /ok HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def test_a_connection_that_fails_ends_no_thread() -> None:
+    def answer(request: Request) -> Answer:
+        return Answer(200, {"X-Broken": "two\nlines"} if request.target == "/broken" else {})
+
+    with served(answer, count=1) as at:
+        assert asked(at, BROKEN) == b""
+        assert asked(at, OK).startswith(b"HTTP/1.1 200 ")
+
+
+def test_what_is_no_request_is_answered_with_a_body_after_a_head() -> None:
+    with served(lambda _: document({})) as at:
+        got = asked(at, HEAD, b"no request\r\n\r\n")
+        assert got.startswith(b"HTTP/1.1 400 ")
+        assert b'{"error"' in got
+
+
+def test_a_message_of_any_text_is_a_header() -> None:
+    for message in ("ends in a space ", "ä\r\nX-Other: 1", "x" * 299 + " y"):
+        with served(lambda _, message=message: refusal(404, message)) as at:
+            assert asked(at, OK).startswith(b"HTTP/1.1 404 ")
+
+
+def test_a_connection_closed_for_a_new_one_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The idlest connection sends something in the moment in which a new one takes its place and leaves."""
+    monkeypatch.setattr("cachd.serve.server.MAX_CONNECTIONS", 1)
+    is_held, goes_on = threading.Event(), threading.Event()
+    goes_on.set()
+
+    def clock() -> float:  # the thread that watches asks it, and so can be held
+        if not goes_on.is_set():
+            is_held.set()
+            goes_on.wait(PATIENCE_SECONDS)
+        return time.monotonic()
+
+    with served(lambda _: document({}), clock=clock) as at:
+        with socket.create_connection(at) as idlest:
+            idlest.sendall(HEAD)
+            assert idlest.recv(1 << 16)
+            time.sleep(0.2)  # until the connection is idle again
+            goes_on.clear()
+            assert is_held.wait(PATIENCE_SECONDS)
+            idlest.send(b"G")
+            leaves = socket.create_connection(at)
+            leaves.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            leaves.close()
+            goes_on.set()
+        assert asked(at, OK).startswith(b"HTTP/1.1 200 ")

@@ -63,7 +63,7 @@ def document(value: object, **headers: str) -> Answer:
 def refusal(status: int, message: str, code: str | None = None, **headers: str) -> Answer:
     """An answer that refuses as the Hub does. `code`: its X-Error-Code, which clients read."""
     said = {name.replace("_", "-"): text for name, text in headers.items()}
-    plain = "".join(c if " " <= c <= "~" else "?" for c in message)[:300]
+    plain = "".join(c if " " <= c <= "~" else "?" for c in message)[:300].strip()  # h11 refuses other headers
     if code is not None:
         said["X-Error-Code"] = code
     content = {"Content-Type": "application/json; charset=utf-8", "X-Error-Message": plain}

@@ -81,6 +81,7 @@ class Exchange:
 
     def request(self) -> Request | None:
         """The next request; None when the client wants no more. Raises Left."""
+        self._is_head = False  # a request that cannot be read is answered with a body
         try:
             deadline = self._clock() + _HEAD_SECONDS
             head = self._event(deadline)

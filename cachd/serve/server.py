@@ -91,7 +91,9 @@ class HubServer:
             sock.setblocking(False)  # noqa: FBT003
             self._poll.register(sock, select.POLLIN)
         while not self._stopping.is_set():
-            for number, _ in self._poll.poll(_STEP_SECONDS * 1000):
+            ready = [number for number, _ in self._poll.poll(_STEP_SECONDS * 1000)]
+            # New connections come last: they may close idle ones, whose events must be handled before.
+            for number in sorted(ready, key=self._listening.__contains__):
                 if number in self._listening:
                     self._accept(self._listening[number])
                 elif number in self._idle:
@@ -181,6 +183,8 @@ class HubServer:
                 goes_on = self._serve(exchange)
             except OSError as error:
                 log.debug("a client of the Hub endpoint left", reason=str(error))
+            except Exception:
+                log.exception("a connection of the Hub endpoint failed in a way it should not")
             finally:
                 if self._stopping.is_set():
                     exchange.close()

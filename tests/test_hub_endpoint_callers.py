@@ -34,17 +34,18 @@ def hub() -> Iterator[Hub]:
 
 
 def test_this_node_and_the_networks_of_the_option_are_answered() -> None:
-    callers = Callers(["10.244.0.0/16", "fd00::/64"])
-    assert callers.may_connect("127.0.0.1")
-    assert callers.may_connect("::1")
-    assert callers.may_connect("10.244.3.4")
-    assert callers.may_connect("::ffff:10.244.3.4")
-    assert callers.may_connect("fd00::7%eth0")
-    assert not callers.may_connect("10.245.0.1")
-    assert not callers.may_connect("192.0.2.7")
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.connect(("192.0.2.7", 9))  # sends nothing, and shows which address this node would send from
-        assert callers.may_connect(sock.getsockname()[0])
+    callers, own = Callers(["10.244.0.0/16", "fd00::/64"]), "192.0.2.7"
+    for peer in ("127.0.0.1", "::1", "10.244.3.4", "::ffff:10.244.3.4", "fd00::7%eth0", own):
+        assert callers.may_connect(peer, own), peer
+    assert callers.may_connect("::ffff:192.0.2.7", "::ffff:192.0.2.7")
+    assert not callers.may_connect("10.245.0.1", own)
+    assert not callers.may_connect("192.0.2.8", own)
+
+
+def test_another_address_is_not_own_where_any_address_can_be_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with net.ipv4.ip_nonlocal_bind=1."""
+    monkeypatch.setattr(socket.socket, "bind", lambda *_: None)
+    assert not Callers([]).may_connect("203.0.113.9", "192.0.2.7")
 
 
 # --- tokens ---
@@ -259,4 +260,11 @@ def test_a_connection_closed_for_a_new_one_ends_nothing(monkeypatch: pytest.Monk
             leaves.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             leaves.close()
             goes_on.set()
+        assert asked(at, OK).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_client_that_may_not_ask_holds_no_thread_and_no_connection() -> None:
+    with served(lambda _: document({}), count=1, may_connect=lambda peer, _: peer != "127.0.0.2") as at:
+        with socket.create_connection(at, 5.0, source_address=("127.0.0.2", 0)) as stranger:
+            assert stranger.recv(1 << 16).startswith(b"HTTP/1.1 403 ")  # it has said nothing yet
         assert asked(at, OK).startswith(b"HTTP/1.1 200 ")

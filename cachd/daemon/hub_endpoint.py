@@ -33,7 +33,8 @@ def hub_endpoint(config: Config, daemon: Daemon) -> Iterator[None]:
     api = HubApi(daemon.models, repositories, callers, daemon.downloads.hasten)
     with Sockets(config.hub_listeners) as sockets:
         opened = sockets.open_all(patience_seconds=_TAKEN_SECONDS)
-        with closing(HubServer([each.sock for each in opened], api.answer)) as server:
+        listening = [each.sock for each in opened]
+        with closing(HubServer(listening, api.answer, may_connect=callers.may_connect)) as server:
             server.start()
             for each in opened:
                 log.info("hub endpoint listening", **each.place())

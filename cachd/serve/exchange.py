@@ -46,7 +46,10 @@ class Request:
 
 
 class Exchange:
-    """The requests of one connection, one after another. `is_stopping`: whether the daemon stops."""
+    """The requests of one connection, one after another. `is_stopping`: whether the daemon stops.
+
+    `peer`, `own`: the addresses of its ends.
+    """
 
     def __init__(
         self,
@@ -59,7 +62,7 @@ class Exchange:
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_HEAD_BYTES)
         self._is_head = False
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.peer = sock.getpeername()[0]
+        self.peer, self.own = sock.getpeername()[0], sock.getsockname()[0]
 
     def fileno(self) -> int:
         """The descriptor of the connection."""
@@ -74,6 +77,12 @@ class Exchange:
         """End the connection. Any thread may call it; the one that answers a request then raises Left."""
         with suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
+
+    def turn_away(self, answer: bytes) -> None:
+        """Close the connection without a wait for its request. `answer`: sent before, as far as it fits."""
+        with suppress(OSError):
+            self._sock.send(answer, socket.MSG_DONTWAIT)
+        self.close()
 
     def close(self) -> None:
         """Close the connection. No other thread may use it."""

@@ -41,8 +41,6 @@ class HubApi:
 
     def answer(self, request: Request) -> Answer:
         """The answer to a request."""
-        if not self._callers.may_connect(request.peer):
-            return refusal(403, f"{request.peer} is not in hub_allow of this node's cachd")
         call = call_of(request)
         if call is None:
             return refusal(404, "cachd does not serve this address of the Hub's API")

@@ -3,6 +3,7 @@
 A thread answers one request at a time, because it waits for the disk and for pulls and sends files by
 sendfile(2). A connection without a request costs no thread.
 
+    accepted --> closed, if its address may not ask
     accepted --> idle --it sends something--> queued --> answered by a thread --> idle, or closed
                  idle --10 s, or the place is needed--> closed
 """
@@ -30,10 +31,17 @@ THREADS = 64
 MAX_CONNECTIONS = 1024
 _IDLE_SECONDS, _STEP_SECONDS = 10.0, 1.0
 _NO_DESCRIPTOR_SECONDS = 0.2
+_NOT_ALLOWED = b"this address is not in hub_allow of this node's cachd\n"
+_FORBIDDEN = b"HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s" % (
+    len(_NOT_ALLOWED),
+    _NOT_ALLOWED,
+)
 
 
 class HubServer:
     """The listening sockets and threads of the endpoint. `answer` gives the answer to a request.
+
+    `may_connect`: whether a peer is answered at all; it gets the addresses of both ends of the connection.
 
     `start` starts the threads, `close` ends them and all connections. The caller closes the sockets after
     that. One peer may have three quarters of the threads. Only the thread that watches changes the
@@ -45,10 +53,11 @@ class HubServer:
         sockets: Sequence[socket.socket],
         answer: Callable[[Request], Answer],
         *,
+        may_connect: Callable[[str, str], bool] = lambda _peer, _own: True,
         count: int = THREADS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._answer, self._clock = answer, clock
+        self._answer, self._may_connect, self._clock = answer, may_connect, clock
         self._listening = {sock.fileno(): sock for sock in sockets}
         self._queue: queue.SimpleQueue[Exchange | None] = queue.SimpleQueue()
         self._answered: deque[tuple[Exchange, bool]] = deque()
@@ -118,9 +127,14 @@ class HubServer:
             self._stopping.wait(_NO_DESCRIPTOR_SECONDS)
             return
         try:
-            self._watch_idle(Exchange(sock, self._stopping.is_set))
+            exchange = Exchange(sock, self._stopping.is_set)
         except OSError:
             sock.close()
+            return
+        if self._may_connect(exchange.peer, exchange.own):
+            self._watch_idle(exchange)
+        else:
+            exchange.turn_away(_FORBIDDEN)
 
     def _watch_idle(self, exchange: Exchange) -> None:
         self._idle[exchange.fileno()] = exchange, self._clock()

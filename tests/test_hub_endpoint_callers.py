@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from cachd.serve.answer import Answer, document, refusal
+from cachd.serve.answer import Aborted, Answer, Sink, document, refusal
 from cachd.serve.callers import Callers
 from cachd.serve.exchange import Request
 from cachd.serve.server import HubServer
@@ -268,3 +268,38 @@ def test_a_client_that_may_not_ask_holds_no_thread_and_no_connection() -> None:
         with socket.create_connection(at, 5.0, source_address=("127.0.0.2", 0)) as stranger:
             assert stranger.recv(1 << 16).startswith(b"HTTP/1.1 403 ")  # it has said nothing yet
         assert asked(at, OK).startswith(b"HTTP/1.1 200 ")
+
+
+class ComesLate:
+    """A body of one byte that waits until the test lets it go."""
+
+    size, waits = 1, True
+
+    def __init__(self) -> None:
+        self.comes = threading.Event()
+
+    def send(self, sink: Sink) -> None:
+        self.comes.wait(PATIENCE_SECONDS)
+        raise Aborted("it never came")
+
+
+def test_clients_that_wait_for_a_pull_leave_threads_for_what_is_ready() -> None:
+    body = ComesLate()
+    late = OK.replace(b"/ok", b"/late")
+    with served(lambda r: Answer(200, {}, body) if r.target == "/late" else document({}), count=4) as at:
+        waiting = [socket.create_connection(at, PATIENCE_SECONDS) for _ in range(2)]
+        for each in waiting:
+            each.sendall(late)
+            assert each.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+        got = asked(at, late)
+        assert got.startswith(b"HTTP/1.1 503 ")
+        assert b"Retry-After: 5" in got
+        assert asked(at, late.replace(b"GET", b"HEAD")).startswith(b"HTTP/1.1 200 ")
+        assert asked(at, OK).startswith(b"HTTP/1.1 200 ")
+        body.comes.set()
+        for each in waiting:
+            assert each.recv(1) == b""
+            each.close()
+        with socket.create_connection(at, PATIENCE_SECONDS) as again:
+            again.sendall(late)
+            assert again.recv(1 << 16).startswith(b"HTTP/1.1 200 ")

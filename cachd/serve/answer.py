@@ -30,6 +30,10 @@ class Body(Protocol):
     def size(self) -> int:
         """The number of bytes."""
 
+    @property
+    def waits(self) -> bool:
+        """Whether the bytes may still have to arrive at the node."""
+
     def send(self, sink: Sink) -> None:
         """Send all bytes. Raises Aborted if they must not be completed."""
 
@@ -50,6 +54,11 @@ class Answer:
     def size(self) -> int:
         """The bytes of the body."""
         return len(self.body) if isinstance(self.body, bytes) else self.body.size
+
+    @property
+    def waits(self) -> bool:
+        """Whether its body waits for bytes of a pull."""
+        return not isinstance(self.body, bytes) and self.body.waits
 
 
 def document(value: object, **headers: str) -> Answer:

@@ -17,13 +17,15 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import structlog
 
+from cachd.errors import CachdError
 from cachd.kernel import threads
-from cachd.serve.answer import Answer, refusal
+from cachd.serve.answer import Answer, refusal, refused
 from cachd.serve.exchange import Exchange, Left, Request
+from cachd.serve.waits import Waits
 
 log = structlog.get_logger(__name__)
 
@@ -42,6 +44,7 @@ class HubServer:
     """The listening sockets and threads of the endpoint. `answer` gives the answer to a request.
 
     `may_connect`: whether a peer is answered at all; it gets the addresses of both ends of the connection.
+    `waits`: counts the requests that wait for a pull.
 
     `start` starts the threads, `close` ends them and all connections. The caller closes the sockets after
     that. One peer may have three quarters of the threads. Only the thread that watches changes the
@@ -53,6 +56,7 @@ class HubServer:
         sockets: Sequence[socket.socket],
         answer: Callable[[Request], Answer],
         *,
+        waits: Waits | None = None,
         may_connect: Callable[[str, str], bool] = lambda _peer, _own: True,
         count: int = THREADS,
         clock: Callable[[], float] = time.monotonic,
@@ -69,6 +73,7 @@ class HubServer:
         self._deferred: list[Exchange] = []  # their peers have enough threads
         self._peers: Counter[str] = Counter()  # busy connections of each
         self._most_of_peer = max(1, count * 3 // 4)
+        self._waits = waits or Waits(max(1, count // 2))
         self._threads = [
             threading.Thread(target=self._watch, name="hub-watch", daemon=True),
             *(
@@ -211,11 +216,21 @@ class HubServer:
     def _serve(self, exchange: Exchange) -> bool:
         """Answer the requests that have arrived. Returns whether the client may send another one."""
         while request := exchange.request():
-            if not exchange.answer(self._answer_to(request)):
+            if not self._send(exchange, request, self._answer_to(request)):
                 return False
             if not exchange.has_more:
                 return True
         return False
+
+    def _send(self, exchange: Exchange, request: Request, answer: Answer) -> bool:
+        """Send an answer; if its body would wait behind too many others, a refusal."""
+        with ExitStack() as stack:
+            if answer.waits and request.method != "HEAD":
+                try:
+                    stack.enter_context(self._waits.one())
+                except CachdError as error:
+                    answer = refused(error, "")
+            return exchange.answer(answer)
 
     def _answer_to(self, request: Request) -> Answer:
         try:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
+from cachd.serve.answer import Aborted, Answer, Sink, document, refusal
 from cachd.serve.callers import Callers
+from cachd.serve.exchange import Request
+from cachd.serve.server import HubServer
 from tests.ground.hub import Hub
 from tests.ground.hub_client import endpoint_node, endpoint_of, get, hf
 from tests.ground.models import noise
@@ -26,17 +34,18 @@ def hub() -> Iterator[Hub]:
 
 
 def test_this_node_and_the_networks_of_the_option_are_answered() -> None:
-    callers = Callers(["10.244.0.0/16", "fd00::/64"])
-    assert callers.may_connect("127.0.0.1")
-    assert callers.may_connect("::1")
-    assert callers.may_connect("10.244.3.4")
-    assert callers.may_connect("::ffff:10.244.3.4")
-    assert callers.may_connect("fd00::7%eth0")
-    assert not callers.may_connect("10.245.0.1")
-    assert not callers.may_connect("192.0.2.7")
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.connect(("192.0.2.7", 9))  # sends nothing, and shows which address this node would send from
-        assert callers.may_connect(sock.getsockname()[0])
+    callers, own = Callers(["10.244.0.0/16", "fd00::/64"]), "192.0.2.7"
+    for peer in ("127.0.0.1", "::1", "10.244.3.4", "::ffff:10.244.3.4", "fd00::7%eth0", own):
+        assert callers.may_connect(peer, own), peer
+    assert callers.may_connect("::ffff:192.0.2.7", "::ffff:192.0.2.7")
+    assert not callers.may_connect("10.245.0.1", own)
+    assert not callers.may_connect("192.0.2.8", own)
+
+
+def test_another_address_is_not_own_where_any_address_can_be_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with net.ipv4.ip_nonlocal_bind=1."""
+    monkeypatch.setattr(socket.socket, "bind", lambda *_: None)
+    assert not Callers([]).may_connect("203.0.113.9", "192.0.2.7")
 
 
 # --- tokens ---
@@ -89,6 +98,24 @@ def test_no_token_of_a_caller_is_written_anywhere(hub: Hub, shared: Node) -> Non
         assert token not in shared.output
         files = [path for path in shared.root.rglob("*") if path.is_file()]
         assert not [path for path in files if token.encode() in path.read_bytes()]
+
+
+def test_a_token_of_the_hub_says_nothing_about_a_model_of_another_source(hub: Hub, tmp_path: Path) -> None:
+    hub.add("org/open", FILES)
+    place = tmp_path / "share" / "m"
+    place.mkdir(parents=True)
+    (place / "secret.bin").write_bytes(noise(3000))
+    options = {"hub_share": "token", "allow": ["127.0.0.0/8", f"file://{tmp_path}/share/"]}
+    with endpoint_node(tmp_path / "root", hub, **options) as node:
+        node.pull(f"file://{place}/", name="m", hub_id="org/open")
+        assert node.ready("m").status == 200
+        # The two models cannot both stand at org/open in the Hub view, so the one of the Hub is not pulled.
+        listing = "/api/models/org/open"
+        for target in ("/org/open/resolve/main/secret.bin", listing, f"{listing}/refs"):
+            got = get(node, target)
+            assert got.status == 503
+            assert b"secret.bin" not in got.body
+            assert b"file:" not in got.body
 
 
 # --- bounds ---
@@ -155,3 +182,124 @@ def test_the_endpoint_is_off_unless_an_option_says_where(hub: Hub, tmp_path: Pat
     with endpoint_node(tmp_path / "root", hub, hub_listen=[]) as node:
         node.stop()
         assert "hub endpoint" not in node.output
+
+
+# --- the server alone ---
+
+
+@contextmanager
+def served(answer: Callable[[Request], Answer], **options: Any) -> Iterator[tuple[str, int]]:
+    """The address of a server with this answer."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as sock,
+        closing(HubServer([sock], answer, **options)) as server,
+    ):
+        server.start()
+        yield sock.getsockname()
+
+
+def asked(at: tuple[str, int], *sent: bytes) -> bytes:
+    """What a server answers to the last of these requests on one connection, up to its end."""
+    with socket.create_connection(at, PATIENCE_SECONDS) as sock:
+        got = b""
+        for each in sent:
+            sock.sendall(each)
+            got = sock.recv(1 << 16)
+        while got and (piece := sock.recv(1 << 16)):
+            got += piece
+        return got
+
+
+OK = b"GET /ok HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+BROKEN, HEAD = OK.replace(b"/ok", b"/broken"), b"HEAD /ok HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def test_a_connection_that_fails_ends_no_thread() -> None:
+    def answer(request: Request) -> Answer:
+        return Answer(200, {"X-Broken": "two\nlines"} if request.target == "/broken" else {})
+
+    with served(answer, count=1) as at:
+        assert asked(at, BROKEN) == b""
+        assert asked(at, OK).startswith(b"HTTP/1.1 200 ")
+
+
+def test_what_is_no_request_is_answered_with_a_body_after_a_head() -> None:
+    with served(lambda _: document({})) as at:
+        got = asked(at, HEAD, b"no request\r\n\r\n")
+        assert got.startswith(b"HTTP/1.1 400 ")
+        assert b'{"error"' in got
+
+
+def test_a_message_of_any_text_is_a_header() -> None:
+    for message in ("ends in a space ", "ä\r\nX-Other: 1", "x" * 299 + " y"):
+        with served(lambda _, message=message: refusal(404, message)) as at:
+            assert asked(at, OK).startswith(b"HTTP/1.1 404 ")
+
+
+def test_a_connection_closed_for_a_new_one_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The idlest connection sends something in the moment in which a new one takes its place and leaves."""
+    monkeypatch.setattr("cachd.serve.server.MAX_CONNECTIONS", 1)
+    is_held, goes_on = threading.Event(), threading.Event()
+    goes_on.set()
+
+    def clock() -> float:  # the thread that watches asks it, and so can be held
+        if not goes_on.is_set():
+            is_held.set()
+            goes_on.wait(PATIENCE_SECONDS)
+        return time.monotonic()
+
+    with served(lambda _: document({}), clock=clock) as at:
+        with socket.create_connection(at) as idlest:
+            idlest.sendall(HEAD)
+            assert idlest.recv(1 << 16)
+            time.sleep(0.2)  # until the connection is idle again
+            goes_on.clear()
+            assert is_held.wait(PATIENCE_SECONDS)
+            idlest.send(b"G")
+            leaves = socket.create_connection(at)
+            leaves.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            leaves.close()
+            goes_on.set()
+        assert asked(at, OK).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_client_that_may_not_ask_holds_no_thread_and_no_connection() -> None:
+    with served(lambda _: document({}), count=1, may_connect=lambda peer, _: peer != "127.0.0.2") as at:
+        with socket.create_connection(at, 5.0, source_address=("127.0.0.2", 0)) as stranger:
+            assert stranger.recv(1 << 16).startswith(b"HTTP/1.1 403 ")  # it has said nothing yet
+        assert asked(at, OK).startswith(b"HTTP/1.1 200 ")
+
+
+class ComesLate:
+    """A body of one byte that waits until the test lets it go."""
+
+    size, waits = 1, True
+
+    def __init__(self) -> None:
+        self.comes = threading.Event()
+
+    def send(self, sink: Sink) -> None:
+        self.comes.wait(PATIENCE_SECONDS)
+        raise Aborted("it never came")
+
+
+def test_clients_that_wait_for_a_pull_leave_threads_for_what_is_ready() -> None:
+    body = ComesLate()
+    late = OK.replace(b"/ok", b"/late")
+    with served(lambda r: Answer(200, {}, body) if r.target == "/late" else document({}), count=4) as at:
+        waiting = [socket.create_connection(at, PATIENCE_SECONDS) for _ in range(2)]
+        for each in waiting:
+            each.sendall(late)
+            assert each.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+        got = asked(at, late)
+        assert got.startswith(b"HTTP/1.1 503 ")
+        assert b"Retry-After: 5" in got
+        assert asked(at, late.replace(b"GET", b"HEAD")).startswith(b"HTTP/1.1 200 ")
+        assert asked(at, OK).startswith(b"HTTP/1.1 200 ")
+        body.comes.set()
+        for each in waiting:
+            assert each.recv(1) == b""
+            each.close()
+        with socket.create_connection(at, PATIENCE_SECONDS) as again:
+            again.sendall(late)
+            assert again.recv(1 << 16).startswith(b"HTTP/1.1 200 ")

@@ -20,7 +20,7 @@ class HubOptions(Group):
     hub_allow: Networks = Field(
         (),
         description="networks whose clients the Hub endpoint answers, such as the pod network: 10.244.0.0/16;"
-        " the node's own addresses are always allowed",
+        " the node itself is always allowed",
     )
 
     hub_share: Literal["node", "token"] = Field(

@@ -13,7 +13,8 @@ from cachd.daemon.parts import Daemon
 from cachd.serve.callers import Callers, Tokens
 from cachd.serve.hub import HubApi
 from cachd.serve.repositories import Repositories
-from cachd.serve.server import HubServer
+from cachd.serve.server import THREADS, HubServer
+from cachd.serve.waits import Waits
 
 log = structlog.get_logger(__name__)
 
@@ -26,13 +27,18 @@ def hub_endpoint(config: Config, daemon: Daemon) -> Iterator[None]:
     if not config.hub_listen:
         yield
         return
-    repositories = Repositories(daemon.models, daemon.sources)
-    tokens = Tokens(daemon.pulls.previews) if config.hub_share == "token" else None
+    by_token = config.hub_share == "token"
+    waits = Waits(THREADS // 2)
+    repositories = Repositories(daemon.models, daemon.sources, waits, hub_only=by_token)
+    tokens = Tokens(daemon.pulls.previews) if by_token else None
     callers = Callers(config.hub_allow, tokens)
     api = HubApi(daemon.models, repositories, callers, daemon.downloads.hasten)
     with Sockets(config.hub_listeners) as sockets:
         opened = sockets.open_all(patience_seconds=_TAKEN_SECONDS)
-        with closing(HubServer([each.sock for each in opened], api.answer)) as server:
+        listening = [each.sock for each in opened]
+        with closing(
+            HubServer(listening, api.answer, waits=waits, may_connect=callers.may_connect)
+        ) as server:
             server.start()
             for each in opened:
                 log.info("hub endpoint listening", **each.place())

@@ -30,6 +30,10 @@ class Body(Protocol):
     def size(self) -> int:
         """The number of bytes."""
 
+    @property
+    def waits(self) -> bool:
+        """Whether the bytes may still have to arrive at the node."""
+
     def send(self, sink: Sink) -> None:
         """Send all bytes. Raises Aborted if they must not be completed."""
 
@@ -51,6 +55,11 @@ class Answer:
         """The bytes of the body."""
         return len(self.body) if isinstance(self.body, bytes) else self.body.size
 
+    @property
+    def waits(self) -> bool:
+        """Whether its body waits for bytes of a pull."""
+        return not isinstance(self.body, bytes) and self.body.waits
+
 
 def document(value: object, **headers: str) -> Answer:
     """An answer with a JSON document. `_` in the name of a header stands for '-'."""
@@ -63,7 +72,7 @@ def document(value: object, **headers: str) -> Answer:
 def refusal(status: int, message: str, code: str | None = None, **headers: str) -> Answer:
     """An answer that refuses as the Hub does. `code`: its X-Error-Code, which clients read."""
     said = {name.replace("_", "-"): text for name, text in headers.items()}
-    plain = "".join(c if " " <= c <= "~" else "?" for c in message)[:300]
+    plain = "".join(c if " " <= c <= "~" else "?" for c in message)[:300].strip()  # h11 refuses other headers
     if code is not None:
         said["X-Error-Code"] = code
     content = {"Content-Type": "application/json; charset=utf-8", "X-Error-Message": plain}
@@ -99,5 +108,7 @@ def refused(error: CachdError, repo: str) -> Answer:
         return no_repository(repo)
     if status in (409, 503):
         after = getattr(error, "retry_after", None) or _RETRY_SECONDS
-        return refusal(503, str(error), Retry_After=str(round(after)))
+        # A conflict names another model, which this caller perhaps may not know of.
+        message = f"{repo:.200} cannot be pulled now: {error.code}" if status == 409 else str(error)
+        return refusal(503, message, Retry_After=str(round(after)))
     return refusal(status, str(error))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -39,14 +38,15 @@ class Callers:
         self._networks: list[Network] = [ipaddress.ip_network(each) for each in networks]
         self._tokens = tokens
 
-    def may_connect(self, peer: str) -> bool:
-        """Whether a client with this address may ask at all."""
-        address = ipaddress.ip_address(peer.partition("%")[0])
-        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-            address = address.ipv4_mapped
+    def may_connect(self, peer: str, own: str) -> bool:
+        """Whether a client with the address `peer` may ask at all. `own`: this end of its connection.
+
+        A connection of this node to itself has the same address at both ends.
+        """
+        address = _address(peer)
         if address.is_loopback or any(address in network for network in self._networks):
             return True
-        return _is_own(address)
+        return address == _address(own)
 
     def check(self, repo: str, authorization: str | None) -> None:
         """Raises NotFound if this caller may not know of a repository, Unavailable if the Hub cannot say."""
@@ -117,12 +117,9 @@ class Tokens:
         return _Said(None, self._clock() + _ALLOWED_SECONDS)
 
 
-def _is_own(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    """Whether it is an address of this node: only such a one can be bound."""
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    with socket.socket(family, socket.SOCK_DGRAM) as sock:
-        try:
-            sock.bind((str(address), 0))
-        except OSError:
-            return False
-    return True
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """The address that a socket names, without its zone; an IPv4 address in IPv6 form as IPv4."""
+    address = ipaddress.ip_address(text.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+        return address.ipv4_mapped
+    return address

@@ -42,6 +42,11 @@ class ReadyBody:
         """See `Body`."""
         return self.extent.size
 
+    @property
+    def waits(self) -> bool:
+        """See `Body`."""
+        return False
+
     def send(self, sink: Sink) -> None:
         """See `Body`."""
         try:
@@ -86,6 +91,11 @@ class ArrivingBody:
     def size(self) -> int:
         """See `Body`."""
         return self.extent.size
+
+    @property
+    def waits(self) -> bool:
+        """See `Body`."""
+        return True
 
     def send(self, sink: Sink) -> None:
         """See `Body`."""

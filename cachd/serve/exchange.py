@@ -46,7 +46,10 @@ class Request:
 
 
 class Exchange:
-    """The requests of one connection, one after another. `is_stopping`: whether the daemon stops."""
+    """The requests of one connection, one after another. `is_stopping`: whether the daemon stops.
+
+    `peer`, `own`: the addresses of its ends.
+    """
 
     def __init__(
         self,
@@ -59,7 +62,7 @@ class Exchange:
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_HEAD_BYTES)
         self._is_head = False
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.peer = sock.getpeername()[0]
+        self.peer, self.own = sock.getpeername()[0], sock.getsockname()[0]
 
     def fileno(self) -> int:
         """The descriptor of the connection."""
@@ -75,12 +78,19 @@ class Exchange:
         with suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
 
+    def turn_away(self, answer: bytes) -> None:
+        """Close the connection without a wait for its request. `answer`: sent before, as far as it fits."""
+        with suppress(OSError):
+            self._sock.send(answer, socket.MSG_DONTWAIT)
+        self.close()
+
     def close(self) -> None:
         """Close the connection. No other thread may use it."""
         self._sock.close()
 
     def request(self) -> Request | None:
         """The next request; None when the client wants no more. Raises Left."""
+        self._is_head = False  # a request that cannot be read is answered with a body
         try:
             deadline = self._clock() + _HEAD_SECONDS
             head = self._event(deadline)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from urllib.parse import urlencode, urlsplit
 
-from cachd.errors import CachdError
+from cachd.errors import CachdError, NotFound
 from cachd.kernel import durable
 from cachd.model import Extent, File, quoted
 from cachd.report.models import Models
@@ -41,8 +41,6 @@ class HubApi:
 
     def answer(self, request: Request) -> Answer:
         """The answer to a request."""
-        if not self._callers.may_connect(request.peer):
-            return refusal(403, f"{request.peer} is not in hub_allow of this node's cachd")
         call = call_of(request)
         if call is None:
             return refusal(404, "cachd does not serve this address of the Hub's API")
@@ -50,8 +48,6 @@ class HubApi:
             self._callers.check(call.repo, request.headers.get("authorization"))
             return self._answer(call, request)
         except CachdError as error:
-            if error.code == "file_not_found":
-                return no_entry(call.path, call.revision)
             return refused(error, call.repo)
 
     def _answer(self, call: Call, request: Request) -> Answer:
@@ -84,7 +80,12 @@ class HubApi:
     def _file(self, call: Call, found: Revision, request: Request) -> Answer:
         file = found.file(call.path)
         if file is None and not found.lacks(call.path):
-            found = self._repositories.with_file(found, call.path)
+            try:
+                found = self._repositories.with_file(found, call.path)
+            except NotFound as error:
+                if error.code != "file_not_found":
+                    raise
+                return no_entry(call.path, found.commit)
             file = found.file(call.path)
         if file is None:
             return no_entry(call.path, found.commit)

@@ -22,6 +22,7 @@ from cachd.model import COMMIT, File, Manifest, ModelSpec, Ref, Snapshot, commit
 from cachd.model.name import LONGEST_NAME
 from cachd.report.models import Models
 from cachd.report.outcomes import outcome_of
+from cachd.serve.waits import Waits
 from cachd.sources.schemes import Sources
 from cachd.transfer.request import Pull
 
@@ -57,18 +58,25 @@ class Revision:
 
 
 class Repositories:
-    """The repositories of this node, and those that it may pull. Safe from any thread."""
+    """The repositories of this node, and those that it may pull. Safe from any thread.
+
+    `waits`: counts the requests that wait for a listing. `hub_only`: leaves out the models of other sources,
+    because a token of the Hub says nothing about them.
+    """
 
     def __init__(
         self,
         models: Models,
         sources: Sources,
+        waits: Waits,
         *,
+        hub_only: bool = False,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._models, self._store, self._pulls = models, models.store, models.pulls
         self._sources, self._clock, self._now = sources, clock, now
+        self._hub_only, self._waits = hub_only, waits
         self._lock = threading.Lock()
         self._read: dict[str, tuple[float, Manifest]] = {}  # by id; the one that was used last stands last
 
@@ -122,7 +130,8 @@ class Repositories:
     def _snapshots(self, repo: str) -> Iterator[Snapshot]:
         """The ready models of a repository."""
         for each in self._store.names.in_hub_folder(folder_of(repo)):
-            if each.repo == repo and not self._is_refused(each):
+            is_shown = not self._hub_only or each.spec.ref.scheme == "hf"
+            if each.repo == repo and is_shown and not self._is_refused(each):
                 yield each
 
     def _files(self, snapshot: Snapshot) -> Manifest:
@@ -199,11 +208,18 @@ class Repositories:
 
     def _manifest(self, pull: Pull) -> Manifest:
         """The files of a pull, once its source has listed them. Raises the error of a failed pull."""
+        if (manifest := pull.progress.manifest) is None:
+            with self._waits.one():
+                manifest = self._awaited_manifest(pull)
+        if pull.error is not None:
+            raise pull.error
+        return manifest
+
+    def _awaited_manifest(self, pull: Pull) -> Manifest:
         deadline, step = self._clock() + _LISTED_SECONDS, _STEP_SECONDS
         while (manifest := pull.progress.manifest) is None:
             if wait([pull.done], timeout=step).done:
-                manifest = self._store.manifests.of(pull.done.result())
-                break
+                return self._store.manifests.of(pull.done.result())
             step = min(2 * step, _LONGEST_STEP_SECONDS)
             if self._clock() > deadline:
                 raise Unavailable(
@@ -212,8 +228,6 @@ class Repositories:
                     hint="ask again",
                     retry_after=5.0,
                 )
-        if pull.error is not None:
-            raise pull.error
         return manifest
 
 

@@ -3,6 +3,7 @@
 A thread answers one request at a time, because it waits for the disk and for pulls and sends files by
 sendfile(2). A connection without a request costs no thread.
 
+    accepted --> closed, if its address may not ask
     accepted --> idle --it sends something--> queued --> answered by a thread --> idle, or closed
                  idle --10 s, or the place is needed--> closed
 """
@@ -16,13 +17,15 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import structlog
 
+from cachd.errors import CachdError
 from cachd.kernel import threads
-from cachd.serve.answer import Answer, refusal
+from cachd.serve.answer import Answer, refusal, refused
 from cachd.serve.exchange import Exchange, Left, Request
+from cachd.serve.waits import Waits
 
 log = structlog.get_logger(__name__)
 
@@ -30,10 +33,18 @@ THREADS = 64
 MAX_CONNECTIONS = 1024
 _IDLE_SECONDS, _STEP_SECONDS = 10.0, 1.0
 _NO_DESCRIPTOR_SECONDS = 0.2
+_NOT_ALLOWED = b"this address is not in hub_allow of this node's cachd\n"
+_FORBIDDEN = b"HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s" % (
+    len(_NOT_ALLOWED),
+    _NOT_ALLOWED,
+)
 
 
 class HubServer:
     """The listening sockets and threads of the endpoint. `answer` gives the answer to a request.
+
+    `may_connect`: whether a peer is answered at all; it gets the addresses of both ends of the connection.
+    `waits`: counts the requests that wait for a pull.
 
     `start` starts the threads, `close` ends them and all connections. The caller closes the sockets after
     that. One peer may have three quarters of the threads. Only the thread that watches changes the
@@ -45,10 +56,12 @@ class HubServer:
         sockets: Sequence[socket.socket],
         answer: Callable[[Request], Answer],
         *,
+        waits: Waits | None = None,
+        may_connect: Callable[[str, str], bool] = lambda _peer, _own: True,
         count: int = THREADS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._answer, self._clock = answer, clock
+        self._answer, self._may_connect, self._clock = answer, may_connect, clock
         self._listening = {sock.fileno(): sock for sock in sockets}
         self._queue: queue.SimpleQueue[Exchange | None] = queue.SimpleQueue()
         self._answered: deque[tuple[Exchange, bool]] = deque()
@@ -60,6 +73,7 @@ class HubServer:
         self._deferred: list[Exchange] = []  # their peers have enough threads
         self._peers: Counter[str] = Counter()  # busy connections of each
         self._most_of_peer = max(1, count * 3 // 4)
+        self._waits = waits or Waits(max(1, count // 2))
         self._threads = [
             threading.Thread(target=self._watch, name="hub-watch", daemon=True),
             *(
@@ -91,7 +105,9 @@ class HubServer:
             sock.setblocking(False)  # noqa: FBT003
             self._poll.register(sock, select.POLLIN)
         while not self._stopping.is_set():
-            for number, _ in self._poll.poll(_STEP_SECONDS * 1000):
+            ready = [number for number, _ in self._poll.poll(_STEP_SECONDS * 1000)]
+            # New connections come last: they may close idle ones, whose events must be handled before.
+            for number in sorted(ready, key=self._listening.__contains__):
                 if number in self._listening:
                     self._accept(self._listening[number])
                 elif number in self._idle:
@@ -116,9 +132,14 @@ class HubServer:
             self._stopping.wait(_NO_DESCRIPTOR_SECONDS)
             return
         try:
-            self._watch_idle(Exchange(sock, self._stopping.is_set))
+            exchange = Exchange(sock, self._stopping.is_set)
         except OSError:
             sock.close()
+            return
+        if self._may_connect(exchange.peer, exchange.own):
+            self._watch_idle(exchange)
+        else:
+            exchange.turn_away(_FORBIDDEN)
 
     def _watch_idle(self, exchange: Exchange) -> None:
         self._idle[exchange.fileno()] = exchange, self._clock()
@@ -181,6 +202,8 @@ class HubServer:
                 goes_on = self._serve(exchange)
             except OSError as error:
                 log.debug("a client of the Hub endpoint left", reason=str(error))
+            except Exception:
+                log.exception("a connection of the Hub endpoint failed in a way it should not")
             finally:
                 if self._stopping.is_set():
                     exchange.close()
@@ -193,11 +216,21 @@ class HubServer:
     def _serve(self, exchange: Exchange) -> bool:
         """Answer the requests that have arrived. Returns whether the client may send another one."""
         while request := exchange.request():
-            if not exchange.answer(self._answer_to(request)):
+            if not self._send(exchange, request, self._answer_to(request)):
                 return False
             if not exchange.has_more:
                 return True
         return False
+
+    def _send(self, exchange: Exchange, request: Request, answer: Answer) -> bool:
+        """Send an answer; if its body would wait behind too many others, a refusal."""
+        with ExitStack() as stack:
+            if answer.waits and request.method != "HEAD":
+                try:
+                    stack.enter_context(self._waits.one())
+                except CachdError as error:
+                    answer = refused(error, "")
+            return exchange.answer(answer)
 
     def _answer_to(self, request: Request) -> Answer:
         try:

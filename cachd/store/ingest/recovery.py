@@ -52,11 +52,10 @@ def resumed(
 
 
 def has_all_synced(recorded: Iterable[Recorded], found: Iterable[Recovered]) -> bool:
-    """Whether all bytes that the journal promised were recovered."""
+    """Whether all bytes that the journal promised were recovered. False if no line is left of it."""
     reached = {each.part.start: each.part.stop for each in found}
-    return all(
-        each.synced_stop == each.start or reached.get(each.start, 0) >= each.synced_stop for each in recorded
-    )
+    promised = [each for each in recorded if each.synced_stop > each.start]
+    return bool(promised) and all(reached.get(each.start, 0) >= each.synced_stop for each in promised)
 
 
 def _longest_intact(

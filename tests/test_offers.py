@@ -14,6 +14,7 @@ from cachd.model import Digest, Extent, File
 from cachd.store.content import ContentStore
 from cachd.store.content.offers import Offers
 from cachd.store.ingest import HELD_BYTES, Ingest, Offer
+from cachd.store.ingest.part_lines import parts_of
 from cachd.store.layout import Layout
 from tests.ground.models import noise
 
@@ -127,6 +128,26 @@ def test_a_removal_that_stops_halfway_on_a_full_disk_has_ended_the_attempt(
     again, offer = begun(layout)
     assert offer.claim() == 2
     again.close()
+
+
+@pytest.mark.parametrize("is_line_right", [True, False])
+def test_a_salvage_replaces_no_received_byte(layout: Layout, tmp_path: Path, is_line_right: bool) -> None:
+    ingest, offer = begun(layout)
+    receive(ingest, 0, noise(SIZE, 2))
+    assert offer.claim() == 1
+    damaged, hashed, alone = tmp_path / "damaged", ingest.part_hash(), ingest.part_hash()
+    damaged.write_bytes(CONTENT)
+    hashed.update(memoryview(CONTENT)[: 2 * PART])
+    alone.update(memoryview(CONTENT)[2 * PART if is_line_right else 0 :])
+    lines = (f"0 {2 * PART} {hashed.hexdigest}", f"{2 * PART} {SIZE} {alone.hexdigest}")
+    parts_of(damaged).write_text("\n".join([*lines, ""]))
+    ingest.salvage(damaged)
+    held = offer.data.read_bytes()
+    assert held[:PART] == noise(SIZE, 2)[:PART]
+    assert held[PART : 2 * PART] == bytes(PART)
+    assert held[2 * PART :] == (CONTENT[2 * PART :] if is_line_right else bytes(PART))
+    assert (offer.claim(), ingest.resumed) == (1, 2 * PART if is_line_right else PART)
+    ingest.close()
 
 
 @pytest.mark.parametrize("ends", ["forget", "discard"])

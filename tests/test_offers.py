@@ -199,6 +199,17 @@ def test_a_verified_blob_says_which_attempt_had_its_bytes(layout: Layout, is_fir
         assert known.is_right(1) is not is_first_wrong
 
 
+def test_an_attempt_that_nobody_read_before_the_blob_was_verified_is_right(layout: Layout) -> None:
+    ingest, offer = begun(layout)
+    receive(ingest, 0, noise(SIZE, 2))
+    assert offer.claim() == 1
+    ingest.forget(ingest.parts)
+    told = offer.next_attempt
+    offer.verify()
+    assert (told, offer.is_right(2), offer.is_right(1)) == (2, True, False)
+    ingest.close()
+
+
 def test_bytes_of_an_ingest_that_was_swept_are_never_right(layout: Layout) -> None:
     store, file = ContentStore(layout), file_of(CONTENT[:100])
     offer = Offers(layout).of(file)

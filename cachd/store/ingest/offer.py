@@ -169,11 +169,17 @@ class Offer:
             return self._attempt
 
     def is_right(self, attempt: int) -> bool:
-        """Whether a verified blob has the bytes of an attempt. Raises OSError."""
+        """Whether a verified blob has all bytes that readers got of an attempt. Raises OSError.
+
+        Of an attempt above the recorded one nobody got a byte.
+        """
         with self._changed:
-            return not self._record.exists() or (
-                _number(self._record) == attempt and _text(self._record).endswith(_VERIFIED)
-            )
+            if not self._record.exists():
+                return True
+            last = _number(self._record)
+            if last is None or attempt < last:
+                return False
+            return attempt > last or _text(self._record).endswith(_VERIFIED)
 
     @property
     def has_wrong_readers(self) -> bool:

@@ -182,11 +182,39 @@ def test_the_address_of_wrong_bytes_stays_gone_when_right_ones_have_arrived(hub:
         assert get(node, first, Range="bytes=1000-").status == 410
         assert get(node, PLACE).body == FILES[LARGE]
         # A client that kept its part of the wrong bytes asks only for the rest, and must not get it.
-        resumed = get(node, PLACE, Range="bytes=1000-")
-        assert (resumed.status, resumed.body) == (200, FILES[LARGE])
+        for asked in ("bytes=1000-", f"bytes=1000-{SIZE - 1}", f"bytes=-{SIZE - 1000}"):
+            resumed = get(node, PLACE, Range=asked)
+            assert (resumed.status, resumed.body) == (200, FILES[LARGE])
         assert get(node, PLACE, Range="bytes=1000-1999").body == FILES[LARGE][1000:2000]
         node.stop()
         node.start()
+
+
+def test_wrong_bytes_of_one_attempt_are_not_joined_with_those_of_the_next(hub: Hub, node: Node) -> None:
+    """Promised: A client of the Hub endpoint never ends with a file that was not verified."""
+    large = hub.cdn_path("org/model", LARGE)
+    asked_first: list[Seen] = []
+
+    def is_first(seen: Seen) -> bool:
+        if "bytes=0-" in seen.headers["range"]:
+            asked_first.append(seen)
+        return len(asked_first) == 1 and asked_first[0] is seen
+
+    hub.cdn.fault(large, Flip(10), when=is_first)
+    hub.cdn.fault(large, Late(), when=lambda seen: len(asked_first) > 1)
+    first = address(node)
+    with Reader(node, first) as reader, pytest.raises(http.client.IncompleteRead):
+        reader.read()
+    second = address(node)
+    assert second != first
+    for asked in ("bytes=1000-", f"bytes=1000-{SIZE - 1}"):
+        with Reader(node, second, Range=asked) as reader:
+            assert (reader.status, reader.headers["content-length"]) == (200, str(SIZE))
+    with Reader(node, second, Range="bytes=1000-") as reader:
+        hub.cdn.clear()
+        assert reader.read() == FILES[LARGE]
+    resumed = get(node, second, Range="bytes=1000-")
+    assert (resumed.status, resumed.body) == (200, FILES[LARGE])
 
 
 # --- restarts ---

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from pathlib import Path
 
 import pytest
 
+from cachd.errors import DiskFailed
+from cachd.kernel import durable
 from cachd.model import Digest, Extent, File
 from cachd.store.content import ContentStore
 from cachd.store.content.offers import Offers
 from cachd.store.ingest import HELD_BYTES, Ingest, Offer
+from cachd.store.ingest.part_lines import parts_of
 from cachd.store.layout import Layout
 from tests.ground.models import noise
 
@@ -93,6 +97,59 @@ def test_an_ingest_that_lost_synced_bytes_is_another_attempt(layout: Layout) -> 
     again.close()
 
 
+def test_an_ingest_that_lost_its_journal_is_another_attempt(layout: Layout) -> None:
+    ingest, offer = begun(layout)
+    receive(ingest, 0, noise(SIZE, 2))
+    assert offer.claim() == 1
+    ingest.close()
+    for lost in ("journal", "received", "data"):
+        (ingest.directory / lost).unlink()
+    again, offer = begun(layout)
+    receive(again, 0)
+    assert offer.claim() == 2
+    again.close()
+
+
+def test_a_removal_that_stops_halfway_on_a_full_disk_has_ended_the_attempt(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, file = ContentStore(layout), file_of()
+    ingest = store.begin(file)
+    receive(ingest, 0)
+    assert ingest.offer.claim() == 1
+    ingest.close()
+
+    def stop_halfway(_path: Path, _trash: Path) -> None:
+        raise OSError(errno.EIO, "the disk fails")
+
+    monkeypatch.setattr(durable, "take_away", stop_halfway)
+    with pytest.raises(DiskFailed):
+        store.removal.drop_ingest(file.blob)
+    again, offer = begun(layout)
+    assert offer.claim() == 2
+    again.close()
+
+
+@pytest.mark.parametrize("is_line_right", [True, False])
+def test_a_salvage_replaces_no_received_byte(layout: Layout, tmp_path: Path, is_line_right: bool) -> None:
+    ingest, offer = begun(layout)
+    receive(ingest, 0, noise(SIZE, 2))
+    assert offer.claim() == 1
+    damaged, hashed, alone = tmp_path / "damaged", ingest.part_hash(), ingest.part_hash()
+    damaged.write_bytes(CONTENT)
+    hashed.update(memoryview(CONTENT)[: 2 * PART])
+    alone.update(memoryview(CONTENT)[2 * PART if is_line_right else 0 :])
+    lines = (f"0 {2 * PART} {hashed.hexdigest}", f"{2 * PART} {SIZE} {alone.hexdigest}")
+    parts_of(damaged).write_text("\n".join([*lines, ""]))
+    ingest.salvage(damaged)
+    held = offer.data.read_bytes()
+    assert held[:PART] == noise(SIZE, 2)[:PART]
+    assert held[PART : 2 * PART] == bytes(PART)
+    assert held[2 * PART :] == (CONTENT[2 * PART :] if is_line_right else bytes(PART))
+    assert (offer.claim(), ingest.resumed) == (1, 2 * PART if is_line_right else PART)
+    ingest.close()
+
+
 @pytest.mark.parametrize("ends", ["forget", "discard"])
 def test_after_wrong_bytes_the_attempt_is_over_for_this_and_the_next_process(
     layout: Layout, ends: str
@@ -140,6 +197,17 @@ def test_a_verified_blob_says_which_attempt_had_its_bytes(layout: Layout, is_fir
         assert known.is_right(attempt)
         assert known.has_wrong_readers is is_first_wrong
         assert known.is_right(1) is not is_first_wrong
+
+
+def test_an_attempt_that_nobody_read_before_the_blob_was_verified_is_right(layout: Layout) -> None:
+    ingest, offer = begun(layout)
+    receive(ingest, 0, noise(SIZE, 2))
+    assert offer.claim() == 1
+    ingest.forget(ingest.parts)
+    told = offer.next_attempt
+    offer.verify()
+    assert (told, offer.is_right(2), offer.is_right(1)) == (2, True, False)
+    ingest.close()
 
 
 def test_bytes_of_an_ingest_that_was_swept_are_never_right(layout: Layout) -> None:

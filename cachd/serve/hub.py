@@ -103,7 +103,7 @@ class HubApi:
         if call.attempt is not None and not offer.is_right(call.attempt):
             return _gone(file, call.attempt)
         asked = request.headers.get("range", "")
-        if call.attempt is None and asked.endswith("-") and offer.has_wrong_readers:
+        if _is_resume(asked, file) and (offer.has_wrong_readers or (call.attempt or 1) > 1):
             asked = ""  # whoever resumes may have bytes that were never verified: he gets the complete file
         if found.snapshot is None:
             path = self._store.content.path(file.blob)
@@ -126,12 +126,17 @@ class HubApi:
             return Answer(307, {**headers, "Location": address})
         if attempt is not None and attempt != number:
             return _gone(file, attempt)
+        asked = request.headers.get("range", "")
+        if _is_resume(asked, file) and number > 1:
+            asked = ""  # as for a file that is here
+        if _has_end(asked) and not (_is_resume(asked, file) and offer.has_wrong_readers):
+            attempt = None  # a piece of the file, not the rest of this attempt: it waits for the digest
 
         def body(extent: Extent) -> ArrivingBody:
             offer.follow(extent.start)  # before the client hears of it
             return ArrivingBody(file, extent, offer, pull, self._store.content, self._hasten, attempt)
 
-        return _ranged(file, request.headers.get("range", ""), headers, body)
+        return _ranged(file, asked, headers, body)
 
 
 def _tree(call: Call, found: Revision, request: Request) -> Answer:
@@ -171,17 +176,36 @@ def _headers(found: Revision, file: File) -> dict[str, str]:
 
 def _ranged(file: File, asked: str, headers: dict[str, str], body: Callable[[Extent], Body]) -> Answer:
     """The answer with the range that was asked for. A range of another form is ignored (RFC 9110, 14.2)."""
-    found = _RANGE.fullmatch(asked.strip())
-    if not found:
+    found = _asked_extent(asked, file)
+    if found is None:
         return Answer(200, headers, body(Extent(0, file.size)))
-    if found[3]:
-        start, stop = max(0, file.size - int(found[3])), file.size
-    else:
-        start, stop = int(found[1]), min(int(found[2]) + 1 if found[2] else file.size, file.size)
+    start, stop = found
     if start >= stop:
         return refusal(416, f"{file.path} has {file.size} bytes", None, Content_Range=f"bytes */{file.size}")
     ranged = {**headers, "Content-Range": f"bytes {start}-{stop - 1}/{file.size}"}
     return Answer(206, ranged, body(Extent(start, stop)))
+
+
+def _asked_extent(asked: str, file: File) -> tuple[int, int] | None:
+    """Start and stop of the range that was asked for; None without one. An empty one has no byte to send."""
+    found = _RANGE.fullmatch(asked.strip())
+    if not found:
+        return None
+    if found[3]:
+        return max(0, file.size - int(found[3])), file.size
+    return int(found[1]), min(int(found[2]) + 1 if found[2] else file.size, file.size)
+
+
+def _is_resume(asked: str, file: File) -> bool:
+    """Whether the client may have the bytes before this range, and wants the rest."""
+    found = _asked_extent(asked, file)
+    return found is not None and 0 < found[0] < found[1] == file.size
+
+
+def _has_end(asked: str) -> bool:
+    """Whether the range says where it ends."""
+    found = _RANGE.fullmatch(asked.strip())
+    return found is not None and bool(found[2])
 
 
 def _gone(file: File, attempt: int) -> Answer:

@@ -14,6 +14,7 @@ from cachd.store.content.claims import Claims
 from cachd.store.content.damaged import DamagedBlobs
 from cachd.store.content.owners import Owners
 from cachd.store.content.trash import Trash
+from cachd.store.ingest.offer import end_attempt
 from cachd.store.ingest.part_lines import parts_of
 
 
@@ -100,6 +101,7 @@ class Removal:
             path = self._blobs.path(blob)
             if not path.exists():
                 durable.remove(parts_of(path))  # left by a commit that a crash interrupted
+            end_attempt(directory)  # first: on a full disk the rest goes file by file
             with suppress(FileNotFoundError):
                 durable.take_away(directory, trash)  # point of no return
                 trashed[trash] = size

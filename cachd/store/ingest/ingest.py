@@ -88,8 +88,7 @@ class Ingest:
 
     def salvage(self, damaged: Path) -> None:
         """Copy missing parts from a damaged blob: those that still have their recorded hash."""
-        buffer = memoryview(bytearray(READ_BYTES))
-        found = recovery.copied(damaged, self.file.size, self._data, self._parts, buffer)
+        found = recovery.copied(damaged, self.file, self.gaps, self._data, self._parts)
         self._count_recovered(found)
         self._about.is_of_one_source = False
         self._journal.sync()

@@ -32,7 +32,7 @@ HELD_BYTES = 4 << 20  # the end of a file that no reader gets before the digest 
 MAX_RECORDS = 10_000
 _MAX_BYTES = 64
 _SYNC_SECONDS, _FOLLOWED_SECONDS = 0.25, 60.0
-_VERIFIED = "verified"
+_VERIFIED, _TOKEN = "verified", "attempt"
 
 
 class Offer:
@@ -129,7 +129,7 @@ class Offer:
 
     @property
     def _token(self) -> Path:
-        return self._directory / "attempt"
+        return self._directory / _TOKEN
 
     # --- for readers ---
 
@@ -169,11 +169,17 @@ class Offer:
             return self._attempt
 
     def is_right(self, attempt: int) -> bool:
-        """Whether a verified blob has the bytes of an attempt. Raises OSError."""
+        """Whether a verified blob has all bytes that readers got of an attempt. Raises OSError.
+
+        Of an attempt above the recorded one nobody got a byte.
+        """
         with self._changed:
-            return not self._record.exists() or (
-                _number(self._record) == attempt and _text(self._record).endswith(_VERIFIED)
-            )
+            if not self._record.exists():
+                return True
+            last = _number(self._record)
+            if last is None or attempt < last:
+                return False
+            return attempt > last or _text(self._record).endswith(_VERIFIED)
 
     @property
     def has_wrong_readers(self) -> bool:
@@ -195,6 +201,11 @@ class Offer:
         with self._changed:
             self._changed.wait_for(lambda: self._changes != changes, seconds)
             return self._changes
+
+
+def end_attempt(directory: Path) -> None:
+    """Durably end the attempt of an ingest whose directory is about to be removed. Raises OSError."""
+    durable.remove(directory / _TOKEN)
 
 
 def _text(path: Path) -> str:

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from cachd.errors import DiskFailed
 from cachd.kernel import durable
-from cachd.model import Extent
+from cachd.model import Extent, File
 from cachd.store.digests import PartHash
 from cachd.store.ingest.data_file import DataFile
+from cachd.store.ingest.file_digest import READ_BYTES
 from cachd.store.ingest.journal import Recorded
 from cachd.store.ingest.part_hashes import PartHashes
 from cachd.store.ingest.part_lines import parts_of, read_parts
@@ -52,11 +53,10 @@ def resumed(
 
 
 def has_all_synced(recorded: Iterable[Recorded], found: Iterable[Recovered]) -> bool:
-    """Whether all bytes that the journal promised were recovered."""
+    """Whether all bytes that the journal promised were recovered. False if no line is left of it."""
     reached = {each.part.start: each.part.stop for each in found}
-    return all(
-        each.synced_stop == each.start or reached.get(each.start, 0) >= each.synced_stop for each in recorded
-    )
+    promised = [each for each in recorded if each.synced_stop > each.start]
+    return bool(promised) and all(reached.get(each.start, 0) >= each.synced_stop for each in promised)
 
 
 def _longest_intact(
@@ -75,23 +75,26 @@ def _longest_intact(
 
 
 def copied(
-    damaged: Path, size: int, data: DataFile, parts: PartHashes, buffer: memoryview
+    damaged: Path, file: File, gaps: Callable[[], list[Extent]], data: DataFile, parts: PartHashes
 ) -> Iterator[Recovered]:
-    """Copies the intact parts that `parts` lacks from a damaged blob of `size` bytes, which is not changed.
+    """Copies the intact parts that are missing from a damaged blob of `file`, which is not changed.
 
+    `gaps`: the extents of which no byte has been received. Other bytes of `data` are never replaced, because
+    readers may have them.
     A part that the disk cannot read counts as damaged, and so does each part whose hash it cannot read.
     Raises OSError or Leased if `damaged` cannot be opened; NoSpace, Unavailable or DiskFailed if `data`
     cannot be written.
     """
     fd = durable.open_file(damaged, os.O_RDONLY)
     try:
-        here = parts.extents()
-        for part, expected in _readable(parts_of(damaged), size):
-            if part in here:
+        buffer = memoryview(bytearray(READ_BYTES))
+        for part, expected in _readable(parts_of(damaged), file.size):
+            read, written = parts.new(), parts.new()
+            is_missing = any(gap.start <= part.start and part.stop <= gap.stop for gap in gaps())
+            if not is_missing or not _is_read(fd, part, read, buffer) or read.hexdigest != expected:
                 continue
-            hashed = parts.new()
-            if _is_copied(fd, part, hashed, data, buffer) and hashed.hexdigest == expected:
-                yield Recovered(part, hashed, is_synced=False)
+            if _is_read(fd, part, written, buffer, data.write) and written.hexdigest == expected:
+                yield Recovered(part, written, is_synced=False)
     finally:
         os.close(fd)
 
@@ -105,8 +108,18 @@ def _readable(lines: Path, size: int) -> Iterator[tuple[Extent, str]]:
             raise
 
 
-def _is_copied(fd: int, part: Extent, hashed: PartHash, data: DataFile, buffer: memoryview) -> bool:
-    """Copy a part from the file `fd`, and hash it. Returns False if it cannot be read completely."""
+def _skip(_offset: int, _view: memoryview) -> None:
+    """The write of a part that is only hashed."""
+
+
+def _is_read(
+    fd: int,
+    part: Extent,
+    hashed: PartHash,
+    buffer: memoryview,
+    write: Callable[[int, memoryview], None] = _skip,
+) -> bool:
+    """Hash a part of the file `fd`, and `write` it. Returns False if it cannot be read completely."""
     offset = part.start
     while offset < part.stop:
         try:
@@ -116,6 +129,6 @@ def _is_copied(fd: int, part: Extent, hashed: PartHash, data: DataFile, buffer: 
         if not got:
             return False
         hashed.update(buffer[:got])
-        data.write(offset, buffer[:got])
+        write(offset, buffer[:got])
         offset += got
     return True

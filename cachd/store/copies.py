@@ -333,6 +333,14 @@ def _shown_in(layout: Layout, manifest: Manifest, folder: str) -> list[str]:
     return [str(layout.tree(manifest.id)), str(layout.commit(folder, commit_of(manifest)))]
 
 
+def inode_of(place: str) -> int:
+    """The inode number of what is at a place of a copy; 0 if nothing is. Raises OSError."""
+    try:
+        return os.lstat(place).st_ino
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+
+
 def _is_single(place: str) -> bool:
     """Whether a place is a regular file with one link."""
     try:

@@ -437,6 +437,22 @@ def test_snapshots_of_one_commit_may_differ_in_their_copies(store: DiskStore, ro
     assert store.space.capacity().usage.blobs == 4096 * -(-len(FILES[DATA]) // 4096)
 
 
+def test_a_write_into_a_copy_is_no_write_into_the_blob_of_another_snapshot_that_has_a_link_there(
+    store: DiskStore, root: Path
+) -> None:
+    publish(store, with_copies(), name="m")
+    less = {DATA: FILES[DATA]}
+    publish(store, manifest_of(less), name="linked", files=less)
+    store.watch_all()
+    store.watch.changes()
+    place = places(root)[1]
+    place.chmod(0o644)
+    place.write_bytes(b"x")
+    changes = store.watch.changes()
+    assert {path for _, path, _ in changes.written} == {DATA}
+    assert changes.files_written(store.manifests.readable(), store.copies.all_places()) == []
+
+
 def test_a_copy_that_two_snapshots_of_a_commit_share_stays_for_the_second(
     store: DiskStore, root: Path
 ) -> None:

@@ -79,9 +79,11 @@ class Copies:
 
     def places(self) -> list[str]:
         """The paths of all copies that take disk blocks of their own."""
-        if self.shares_blocks:
-            return []
-        return [place for places in list(self._places.values()) for place in places]
+        return [] if self.shares_blocks else list(self.all_places())
+
+    def all_places(self) -> set[str]:
+        """The paths of all copies. They need not be there."""
+        return {place for places in list(self._places.values()) for place in places}
 
     def of(self, manifest: str) -> Mapping[str, Digest]:
         """The paths of the copies of a snapshot, each with its blob. They need not be there."""

@@ -20,6 +20,7 @@ from cachd.metrics import Metrics
 from cachd.model import File, Manifest, ModelSpec, Ref, Snapshot
 from cachd.policy.copies import copied
 from cachd.store.disk_store import DiskStore
+from cachd.store.scrub import Replaced
 from cachd.store.store import Store
 from cachd.transfer import checks
 from cachd.upkeep.warms import Warms
@@ -271,6 +272,35 @@ def spoil(place: Path) -> None:
     place.chmod(0o444)
 
 
+def report_damage(store: Store, place: Path, file: File | None = None) -> list[str]:
+    """Report a damaged copy as a scrub does. Returns the names that are quarantined."""
+    return store.quarantine_copy(
+        file or data_file(), str(place), "it is damaged", place.stat().st_ino, now=2.0
+    )
+
+
+def test_a_copy_counts_as_damaged_only_if_a_second_read_finds_the_same(
+    pulled: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = iter(["it hashes to another"])
+    monkeypatch.setattr(pulled.store.copies, "wrong", lambda *_: next(reads, None))
+    job = pulled.scrubs.verify("m")
+    assert job.ended.wait(30)
+    assert job.damaged == []
+    assert pulled.store.names.quarantined() == []
+
+
+def test_a_copy_that_was_replaced_since_the_scrub_read_it_is_not_quarantined(
+    store: DiskStore, root: Path
+) -> None:
+    publish(store, with_copies())
+    place = places(root)[0]
+    with pytest.raises(Replaced):
+        store.quarantine_copy(data_file(), str(place), "it is damaged", place.stat().st_ino + 1, now=2.0)
+    assert store.check("m", now=3.0) is None
+    assert_shown(root)
+
+
 @pytest.mark.parametrize("view", [0, 1])
 def test_a_verification_reads_the_copies_and_repairs_a_damaged_one_without_the_source(
     pulled: Engine, view: int
@@ -298,12 +328,12 @@ def test_a_process_killed_at_any_step_after_a_scrub_found_a_damaged_copy_shows_i
 
         def quarantine(root: Path) -> None:
             with DiskStore(root) as store:
-                store.quarantine_copy(data_file(), str(places(root)[0]), "it is damaged", now=2.0)
+                report_damage(store, places(root)[0])
 
         for root in killed_at_every_step(base, quarantine):
             with DiskStore(root) as store:
                 if store.names.get("m"):
-                    store.quarantine_copy(data_file(), str(places(root)[0]), "it is damaged", now=3.0)
+                    report_damage(store, places(root)[0])
                 damaged = store.to_repair(SPEC)
                 assert damaged is not None
                 publish(store, damaged)
@@ -354,8 +384,7 @@ def test_a_pull_pays_for_copies_that_the_same_snapshot_has_under_another_name(
     store, staged = on.store, list[set[str]]()
     snapshot = on.pull("hf://org/model", name="m")
     file = next(file for file in store.manifests.of(snapshot).files if file.path == DATA)
-    place = places(store.layout.root, commit=snapshot.commit)[0]
-    store.quarantine_copy(file, str(place), "it is damaged", now=2.0)
+    report_damage(store, places(store.layout.root, commit=snapshot.commit)[0], file)
     publish_now = store.publish
 
     def publish_noting(*args: Any, **how: Any) -> Snapshot:
@@ -406,6 +435,22 @@ def test_snapshots_of_one_commit_may_differ_in_their_copies(store: DiskStore, ro
     assert store.check("linked", now=2.0) is None
     assert (hub(root) / "snapshots" / A / DATA).stat().st_nlink > 1
     assert store.space.capacity().usage.blobs == 4096 * -(-len(FILES[DATA]) // 4096)
+
+
+def test_a_write_into_a_copy_is_no_write_into_the_blob_of_another_snapshot_that_has_a_link_there(
+    store: DiskStore, root: Path
+) -> None:
+    publish(store, with_copies(), name="m")
+    less = {DATA: FILES[DATA]}
+    publish(store, manifest_of(less), name="linked", files=less)
+    store.watch_all()
+    store.watch.changes()
+    place = places(root)[1]
+    place.chmod(0o644)
+    place.write_bytes(b"x")
+    changes = store.watch.changes()
+    assert {path for _, path, _ in changes.written} == {DATA}
+    assert changes.files_written(store.manifests.readable(), store.copies.all_places()) == []
 
 
 def test_a_copy_that_two_snapshots_of_a_commit_share_stays_for_the_second(

@@ -79,9 +79,11 @@ class Copies:
 
     def places(self) -> list[str]:
         """The paths of all copies that take disk blocks of their own."""
-        if self.shares_blocks:
-            return []
-        return [place for places in list(self._places.values()) for place in places]
+        return [] if self.shares_blocks else list(self.all_places())
+
+    def all_places(self) -> set[str]:
+        """The paths of all copies. They need not be there."""
+        return {place for places in list(self._places.values()) for place in places}
 
     def of(self, manifest: str) -> Mapping[str, Digest]:
         """The paths of the copies of a snapshot, each with its blob. They need not be there."""
@@ -331,6 +333,14 @@ def _name(blob: Digest) -> str:
 def _shown_in(layout: Layout, manifest: Manifest, folder: str) -> list[str]:
     """The directories of a manifest in both views."""
     return [str(layout.tree(manifest.id)), str(layout.commit(folder, commit_of(manifest)))]
+
+
+def inode_of(place: str) -> int:
+    """The inode number of what is at a place of a copy; 0 if nothing is. Raises OSError."""
+    try:
+        return os.lstat(place).st_ino
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
 
 
 def _is_single(place: str) -> bool:

@@ -21,6 +21,7 @@ from cachd.kernel import durable
 from cachd.model import Digest, File, Manifest, ModelSpec, Snapshot
 from cachd.store import catalog
 from cachd.store.catalog import Quarantine
+from cachd.store.copies import inode_of
 from cachd.store.index import Index
 from cachd.store.pod_views import PodViews
 from cachd.store.scrub import Replaced
@@ -76,12 +77,15 @@ class Quarantines:
             self._views.hide(file.blob, using)
         return names
 
-    def quarantine_copy(self, file: File, place: str, wrong: str, *, now: float) -> list[str]:
+    def quarantine_copy(self, file: File, place: str, wrong: str, inode: int, *, now: float) -> list[str]:
         """Quarantine every name that shows copies of an intact blob of which one, at `place`, is damaged.
 
-        Removes all copies of the blob from the views; the repair makes new ones. Returns the names.
+        Removes all copies of the blob from the views; the repair makes new ones. Returns the names. Raises
+        Replaced if another inode than the damaged one, `inode`, is there by now.
         """
         with self._names.changing():
+            if inode_of(place) != inode:
+                raise Replaced
             using = [
                 (each, m)
                 for each, m in self._manifests.readable()

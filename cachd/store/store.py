@@ -94,8 +94,8 @@ class Store(Protocol):
     def quarantine(self, file: File, wrong: str, inode: int, *, now: float) -> list[str]:
         """Make every name that uses a damaged blob wait for its repair; these names. Replaced."""
 
-    def quarantine_copy(self, file: File, place: str, wrong: str, *, now: float) -> list[str]:
-        """Make every name that shows damaged copies of a file's blob wait for its repair; these names."""
+    def quarantine_copy(self, file: File, place: str, wrong: str, inode: int, *, now: float) -> list[str]:
+        """As `quarantine`, for every name that shows copies of a blob of which one is damaged. Replaced."""
 
     def to_repair(self, spec: ModelSpec) -> Manifest | None:
         """The files that a quarantined spec had; None if it is not quarantined."""

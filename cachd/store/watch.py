@@ -69,15 +69,15 @@ class _Directory:
 class ViewChanges:
     """Where something changed since the last call.
 
-    `names`, `manifests`, `folders` (of the Hub view): what to check. `written`: (manifest, path) of each file
-    that somebody wrote into. `blobs`: blobs that somebody wrote into. `everything`: check all snapshots,
-    because the queue overflowed or an event does not say which snapshot it concerns.
+    `names`, `manifests`, `folders` (of the Hub view): what to check. `written`: (manifest, path, place in a
+    view) of each file that somebody wrote into. `blobs`: blobs that somebody wrote into. `everything`: check
+    all snapshots, because the queue overflowed or an event does not say which snapshot it concerns.
     """
 
     names: set[str] = field(default_factory=set)
     manifests: set[str] = field(default_factory=set)
     folders: set[str] = field(default_factory=set)
-    written: set[tuple[str, str]] = field(default_factory=set)
+    written: set[tuple[str, str, str]] = field(default_factory=set)
     blobs: set[Digest] = field(default_factory=set)
     everything: bool = False
 
@@ -86,18 +86,20 @@ class ViewChanges:
             self.names or self.manifests or self.folders or self.written or self.blobs
         )
 
-    def files_written(self, manifests: Iterable[tuple[str, Manifest]]) -> list[File]:
+    def files_written(self, manifests: Iterable[tuple[str, Manifest]], copies: Collection[str]) -> list[File]:
         """The files of `manifests`, each given with its id, that somebody wrote into: one for each blob.
 
-        A write into a copy changes no blob; a check of the model notices it.
+        A write into one of the `copies`, which are places in the views, changes no blob; a check of the model
+        notices it.
         """
         if not self.written and not self.blobs:
             return []
+        written = {(each, path) for each, path, place in self.written if place not in copies}
         found = {
             f.blob: f
             for each, manifest in manifests
             for f in manifest.files
-            if f.blob in self.blobs or ((each, f.path) in self.written and f.path not in manifest.copied)
+            if f.blob in self.blobs or (each, f.path) in written
         }
         return list(found.values())
 
@@ -130,7 +132,8 @@ class ViewChanges:
         self.manifests |= directory.manifests
         if event.name and event.mask & inotify.MODIFY:
             path = os.path.join(directory.below, event.name)
-            self.written |= {(each, path) for each in directory.manifests}
+            place = f"{directory.path}/{event.name}"
+            self.written |= {(each, path, place) for each in directory.manifests}
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import structlog
 from cachd.errors import CachdError
 from cachd.metrics import Metrics
 from cachd.model import File
+from cachd.store.copies import inode_of
 from cachd.store.digests import NO_SHA256, Hasher, in_order
 from cachd.store.scrub import Replaced, verify_blob
 from cachd.store.scrub_log import ScrubLog
@@ -56,9 +57,13 @@ class BlobChecks:
 
     def _wrong_copy(self, file: File, took: Callable[[int], None]) -> str | None:
         """Read all copies of an intact blob. Starts a repair if one is damaged, and returns what is wrong."""
-        for place in self._store.copies.of_blob(file.blob):
-            if wrong := self._store.copies.wrong(file, place, took):
-                self._repairs.repair_copy(file, place, wrong)
+        copies = self._store.copies
+        for place in copies.of_blob(file.blob):
+            inode = inode_of(place)
+            wrong = copies.wrong(file, place, took)
+            if wrong:  # read a second time, as a blob is
+                wrong = copies.wrong(file, place, lambda _: took(0))
+            if wrong and self._repairs.repair_copy(file, place, wrong, inode):
                 return f"a copy of it in a view: {wrong}"
         return None
 

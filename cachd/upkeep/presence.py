@@ -116,8 +116,8 @@ class PresenceChecks:
     def _repair_written(self, changes: ViewChanges) -> None:
         """Start the repair of blobs into which somebody wrote. It keeps the parts that are still good."""
         content, manifests = self._store.content, self._store.manifests
-        among = None if changes.blobs else {manifest for manifest, _ in changes.written}
-        for file in changes.files_written(manifests.readable(among)):
+        among = None if changes.blobs else {manifest for manifest, _, _ in changes.written}
+        for file in changes.files_written(manifests.readable(among), self._store.copies.all_places()):
             self._damaged(file, "somebody wrote into it", content.inode(file.blob))
 
     def _damaged(self, file: File, wrong: str, inode: int) -> None:

@@ -68,13 +68,20 @@ class Repairs:
             self._repair(name)
         return True
 
-    def repair_copy(self, file: File, place: str, wrong: str) -> None:
-        """Quarantine and repair the models that show copies of an intact blob; that at `place` is damaged."""
-        names = self._store.quarantine_copy(file, place, wrong, now=self._now())
+    def repair_copy(self, file: File, place: str, wrong: str, inode: int) -> bool:
+        """Quarantine and repair the models that show copies of an intact blob; that at `place` is damaged.
+
+        `inode`: its inode number. Returns False when the copy has been replaced or removed meanwhile.
+        """
+        try:
+            names = self._store.quarantine_copy(file, place, wrong, inode, now=self._now())
+        except Replaced:
+            return False
         self._metrics.verify_failures.labels("scrub").inc()
         log.error("copy damaged", path=file.path, blob=str(file.blob), wrong=wrong, models=names)
         for name in names:
             self._repair(name)
+        return True
 
     def retry(self) -> None:
         """Start the repair of each quarantined model that no pull repairs, each after a backoff.

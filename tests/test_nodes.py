@@ -15,7 +15,22 @@ from typing import Any
 
 import pytest
 
-from cachd.errors import CachdError, InUse
+from cachd import direct
+from cachd.config import Config
+from cachd.daemon.store import Sharing
+from cachd.errors import (
+    CachdError,
+    Corrupt,
+    DiskFailed,
+    Forbidden,
+    InUse,
+    Invalid,
+    NotFound,
+    TooBig,
+    Unauthorized,
+    UnsafeRoot,
+    WaitTimeout,
+)
 from cachd.kernel import durable
 from cachd.kernel.periodic import Periodic
 from cachd.model import Extent
@@ -154,6 +169,39 @@ def test_a_writer_whose_number_somebody_deleted_writes_no_more(shared: Path) -> 
         with pytest.raises(InUse) as refusal:
             term.check()
         assert refusal.value.code == "fenced"
+
+
+@pytest.mark.parametrize(
+    ("error", "is_for_all"),
+    [
+        (NotFound("no such file"), True),
+        (Corrupt("other bytes"), True),
+        (TooBig("too big"), True),
+        (Invalid("no such ref"), True),
+        (Invalid("no root", code="bad_root"), False),
+        (WaitTimeout("late"), False),
+        (Unauthorized("no token"), False),
+        (Forbidden("wrong token"), False),
+        (UnsafeRoot("mode 0777"), False),
+        (DiskFailed("read error"), False),
+        (InUse("fenced"), False),
+    ],
+    ids=lambda each: each.code if isinstance(each, CachdError) else "",
+)
+def test_an_error_of_one_pod_alone_is_no_answer_to_those_that_wait(
+    shared: Path, monkeypatch: pytest.MonkeyPatch, error: CachdError, is_for_all: bool
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(direct, "_pull", fail)
+    nodes = Nodes(shared)
+    nodes.writer()
+    term = nodes.take("m", {}, fenced=lambda: None)
+    with pytest.raises(type(error)):
+        direct._pull_in_term(None, Config(), Sharing(term), None)  # type: ignore[arg-type]
+    assert nodes.has_ended(1)
+    assert nodes.ended_with(1) == (error.as_document() if is_for_all else None)
 
 
 # --- what a fenced writer can still do ---

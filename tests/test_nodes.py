@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -34,7 +35,7 @@ from cachd.errors import (
 from cachd.kernel import durable
 from cachd.kernel.periodic import Periodic
 from cachd.model import Extent
-from cachd.store import takeover
+from cachd.store import root_lock, takeover
 from cachd.store.disk_store import DiskStore
 from cachd.store.nodes import DEAD_SECONDS, Nodes, Term, end_dead_writer, newest_number
 from cachd.store.publish import Publisher
@@ -468,6 +469,25 @@ def test_who_wants_a_root_alone_waits_for_no_writer_that_lives_and_takes_over_fr
     with DiskStore(shared) as alone, closing(alone.content.begin(file)) as ingest:
         assert ingest.resumed == half.size
     assert newest_number(alone.layout) == term.number + 1
+
+
+def test_without_locks_the_note_of_a_process_of_this_node_keeps_writers_away(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, other = shared / ".cachd/lock", os.getppid()
+    lock.touch()
+    note = f"{other} {lock.stat().st_ino} {root_lock._identity_of(other)}"
+    lock.write_text(f"pid {other} on node\n{note}\n")
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(InUse, match=f"pid {other} on node") as refusal:
+        taken(shared)
+    assert refusal.value.code == "root_locked"
+    lock.write_text("")
+    taken(shared).end()
 
 
 # --- small things of the tests ---

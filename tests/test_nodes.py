@@ -471,6 +471,15 @@ def test_who_wants_a_root_alone_waits_for_no_writer_that_lives_and_takes_over_fr
     assert newest_number(alone.layout) == term.number + 1
 
 
+def test_a_writer_deletes_what_a_process_that_used_the_root_alone_left_half_done(shared: Path) -> None:
+    places = [shared / ".cachd" / name for name in ("trash", "staging")]
+    for place in places:
+        (place / "sha256-x").write_bytes(b"x" * 100 * KIB)
+        (place / "tree").mkdir(mode=0o555)
+    with writing(shared) as store:
+        assert [list(place.iterdir()) for place in (*places, store.layout.trash)] == [[], [], []]
+
+
 def test_without_locks_the_note_of_a_process_of_this_node_keeps_writers_away(
     shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

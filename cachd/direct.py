@@ -72,7 +72,7 @@ def pull_here(
     asked = _Asked(spec, seconds, refresh=refresh, replace=replace, pin=pin)
     with bound_contextvars(who="cachd:direct"), progress_bars() as update:
         root = place_of(options)
-        if not (volume := shared_volume(options, root, counts_fuse=True)):
+        if not (volume := shared_volume(options, root, counts_uncertain=True)):
             return _pull(asked, options, ALONE, update)
         say = log.info if options.shared else log.warning  # found by the file system: nobody asked for it
         say("shared volume: one process at a time pulls", root=str(root), shared_by=volume)

@@ -22,12 +22,11 @@ from cachd.daemon.parts import assembled
 from cachd.daemon.sources import build_sources
 from cachd.daemon.store import ALONE, Sharing, place_of, shared_volume
 from cachd.daemon.turns import Waited, take_turn
-from cachd.errors import CachdError, WaitTimeout
+from cachd.errors import CachdError, Corrupt, Invalid, NotFound, TooBig, WaitTimeout
 from cachd.kernel import threads
 from cachd.model import ModelSpec, Snapshot
 from cachd.report.files import resolve_report_without_cache
 from cachd.report.models import report_without_store
-from cachd.report.outcomes import outcome_of
 from cachd.report.progress_log import Seen
 from cachd.report.values import as_document
 from cachd.sources.cancel import CancelToken
@@ -42,6 +41,8 @@ from cachd.transfer.resolves import Resolves
 log = structlog.get_logger(__name__)
 
 _POLL_SECONDS = 0.3
+_OF_THE_MODEL = (NotFound, Invalid, TooBig, Corrupt)
+_OF_THIS_NODE = ("bad_root", "bad_format", "bad_config", "bad_option")
 
 
 def pull_here(
@@ -71,7 +72,7 @@ def pull_here(
     asked = _Asked(spec, seconds, refresh=refresh, replace=replace, pin=pin)
     with bound_contextvars(who="cachd:direct"), progress_bars() as update:
         root = place_of(options)
-        if not (volume := shared_volume(options, root, counts_fuse=True)):
+        if not (volume := shared_volume(options, root, counts_uncertain=True)):
             return _pull(asked, options, ALONE, update)
         say = log.info if options.shared else log.warning  # found by the file system: nobody asked for it
         say("shared volume: one process at a time pulls", root=str(root), shared_by=volume)
@@ -115,13 +116,21 @@ def _pull_in_term(asked: _Asked, options: Config, sharing: Sharing, update: Upda
         term.begin(reserve_free=0 if reserve == "auto" else reserve)
         return _pull(asked, options, sharing, update)
     except CachdError as error:
-        final = error.as_document() if outcome_of(error).is_final else None
+        final = error.as_document() if _is_for_all(error) else None
         raise
     finally:
         try:
             term.end(final)
         except (CachdError, OSError) as error:
             log.warning("shared volume not given up: the next process waits longer", reason=str(error))
+
+
+def _is_for_all(error: CachdError) -> bool:
+    """Whether a pull of the same model by another process fails, too.
+
+    It is about the source or the model, not about the time, the token, the options or the node of this one.
+    """
+    return isinstance(error, _OF_THE_MODEL) and error.code not in _OF_THIS_NODE
 
 
 def _pull(asked: _Asked, options: Config, sharing: Sharing, update: Update) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -15,11 +16,26 @@ from typing import Any
 
 import pytest
 
-from cachd.errors import CachdError, InUse
+from cachd import direct
+from cachd.config import Config
+from cachd.daemon.store import Sharing
+from cachd.errors import (
+    CachdError,
+    Corrupt,
+    DiskFailed,
+    Forbidden,
+    InUse,
+    Invalid,
+    NotFound,
+    TooBig,
+    Unauthorized,
+    UnsafeRoot,
+    WaitTimeout,
+)
 from cachd.kernel import durable
 from cachd.kernel.periodic import Periodic
 from cachd.model import Extent
-from cachd.store import takeover
+from cachd.store import root_lock, takeover
 from cachd.store.disk_store import DiskStore
 from cachd.store.nodes import DEAD_SECONDS, Nodes, Term, end_dead_writer, newest_number
 from cachd.store.publish import Publisher
@@ -154,6 +170,39 @@ def test_a_writer_whose_number_somebody_deleted_writes_no_more(shared: Path) -> 
         with pytest.raises(InUse) as refusal:
             term.check()
         assert refusal.value.code == "fenced"
+
+
+@pytest.mark.parametrize(
+    ("error", "is_for_all"),
+    [
+        (NotFound("no such file"), True),
+        (Corrupt("other bytes"), True),
+        (TooBig("too big"), True),
+        (Invalid("no such ref"), True),
+        (Invalid("no root", code="bad_root"), False),
+        (WaitTimeout("late"), False),
+        (Unauthorized("no token"), False),
+        (Forbidden("wrong token"), False),
+        (UnsafeRoot("mode 0777"), False),
+        (DiskFailed("read error"), False),
+        (InUse("fenced"), False),
+    ],
+    ids=lambda each: each.code if isinstance(each, CachdError) else "",
+)
+def test_an_error_of_one_pod_alone_is_no_answer_to_those_that_wait(
+    shared: Path, monkeypatch: pytest.MonkeyPatch, error: CachdError, is_for_all: bool
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(direct, "_pull", fail)
+    nodes = Nodes(shared)
+    nodes.writer()
+    term = nodes.take("m", {}, fenced=lambda: None)
+    with pytest.raises(type(error)):
+        direct._pull_in_term(None, Config(), Sharing(term), None)  # type: ignore[arg-type]
+    assert nodes.has_ended(1)
+    assert nodes.ended_with(1) == (error.as_document() if is_for_all else None)
 
 
 # --- what a fenced writer can still do ---
@@ -420,6 +469,34 @@ def test_who_wants_a_root_alone_waits_for_no_writer_that_lives_and_takes_over_fr
     with DiskStore(shared) as alone, closing(alone.content.begin(file)) as ingest:
         assert ingest.resumed == half.size
     assert newest_number(alone.layout) == term.number + 1
+
+
+def test_a_writer_deletes_what_a_process_that_used_the_root_alone_left_half_done(shared: Path) -> None:
+    places = [shared / ".cachd" / name for name in ("trash", "staging")]
+    for place in places:
+        (place / "sha256-x").write_bytes(b"x" * 100 * KIB)
+        (place / "tree").mkdir(mode=0o555)
+    with writing(shared) as store:
+        assert [list(place.iterdir()) for place in (*places, store.layout.trash)] == [[], [], []]
+
+
+def test_without_locks_the_note_of_a_process_of_this_node_keeps_writers_away(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, other = shared / ".cachd/lock", os.getppid()
+    lock.touch()
+    note = f"{other} {lock.stat().st_ino} {root_lock._identity_of(other)}"
+    lock.write_text(f"pid {other} on node\n{note}\n")
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(InUse, match=f"pid {other} on node") as refusal:
+        taken(shared)
+    assert refusal.value.code == "root_locked"
+    lock.write_text("")
+    taken(shared).end()
 
 
 # --- small things of the tests ---

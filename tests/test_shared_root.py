@@ -18,7 +18,11 @@ from typing import Any
 
 import pytest
 import yaml
+from structlog.testing import capture_logs
 
+from cachd.config import Config
+from cachd.daemon.store import open_store
+from cachd.kernel import file_systems
 from cachd.kernel.file_systems import shared_file_system
 from cachd.store.nodes import DEAD_SECONDS
 from tests.conftest import PATIENCE_SECONDS
@@ -296,6 +300,22 @@ def test_a_file_system_in_user_space_counts_as_shared_and_the_log_says_so(fused:
     alone = fused.pod("--not-shared", "--refresh")
     assert alone.ended()[0] == 0
     assert not alone.has("shared volume: one process at a time pulls")
+
+
+@pytest.mark.parametrize(
+    ("kind", "shared", "level"),
+    [(0x6969, None, "warning"), (0x6969, True, "info"), (0x6969, False, ""), (0x01021997, None, "")],
+    ids=["NFS", "NFS, shared", "NFS, not shared", "9P"],
+)
+def test_a_daemon_that_evicts_nothing_because_of_its_file_system_warns(
+    root: Path, monkeypatch: pytest.MonkeyPatch, kind: int, shared: bool | None, level: str
+) -> None:
+    monkeypatch.setattr(file_systems, "_kind", lambda _: kind)
+    with capture_logs() as log, open_store(Config(root=root, shared=shared)):
+        pass
+    (said,) = [e for e in log if e["event"].startswith("shared volume")] or [{"log_level": ""}]
+    assert said["log_level"] == level
+    assert ("shared: false" in said.get("hint", "")) is (level == "warning")
 
 
 def test_a_local_file_system_does_not_count_as_shared(root: Path) -> None:

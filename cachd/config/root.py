@@ -23,7 +23,7 @@ class RootOptions(Group):
         None,
         description="other nodes use this root, too, because it is on a shared volume (RWX): nothing is"
         " evicted or deleted there without force, and each `pull --direct` waits for its turn; default: true"
-        " on a network file system and, for `pull --direct`, on FUSE",
+        " on a network file system and, for `pull --direct`, on FUSE and 9P",
     )
     disk_at_least: Bytes = Field(
         0,

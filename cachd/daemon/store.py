@@ -54,17 +54,17 @@ def place_of(config: Config) -> Path:
     return config.root
 
 
-def shared_volume(config: Config, root: Path, *, counts_fuse: bool) -> str:
+def shared_volume(config: Config, root: Path, *, counts_uncertain: bool) -> str:
     """Why other nodes may use the root, too: the option or the file system; empty if they do not.
 
-    `counts_fuse`: whether a file system in user space counts as shared. Raises CachdError.
+    `counts_uncertain`: whether one that is often of one machine alone, as FUSE, counts. Raises CachdError.
     """
     if config.shared is not None:
         return "the option shared" if config.shared else ""
     found = None
     with durable.disk_errors(root), suppress(FileNotFoundError, NotADirectoryError):  # DiskStore refuses it
         found = shared_file_system(root)
-    return found.name if found and (found.is_certain or counts_fuse) else ""
+    return found.name if found and (found.is_certain or counts_uncertain) else ""
 
 
 def open_store(config: Config, until_free: UntilFree | None = None, sharing: Sharing = ALONE) -> DiskStore:
@@ -73,9 +73,9 @@ def open_store(config: Config, until_free: UntilFree | None = None, sharing: Sha
     `until_free` waits while another process holds the lock; without it, that is InUse.
     """
     root = place_of(config)
-    volume = shared_volume(config, root, counts_fuse=sharing.term is not None)
+    volume = shared_volume(config, root, counts_uncertain=sharing.term is not None)
     if volume and not sharing.force:
-        log.info("shared volume: nothing is evicted or deleted without force", shared_by=volume)
+        _say_shared(volume, is_asked_for=bool(config.shared or sharing.term))
     while True:
         try:
             return unleased(root, lambda: _opened(root, config, sharing, is_shared=bool(volume)))
@@ -83,6 +83,14 @@ def open_store(config: Config, until_free: UntilFree | None = None, sharing: Sha
             if until_free is None or error.code != "root_locked":
                 raise
             until_free(error, Layout(root).lock)
+
+
+def _say_shared(volume: str, *, is_asked_for: bool) -> None:
+    event = "shared volume: nothing is evicted or deleted without force"
+    if is_asked_for:
+        log.info(event, shared_by=volume)
+    else:
+        log.warning(event, shared_by=volume, hint="set shared: false if no other node uses this root")
 
 
 def _opened(root: Path, config: Config, sharing: Sharing, *, is_shared: bool) -> DiskStore:

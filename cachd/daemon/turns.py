@@ -54,8 +54,8 @@ def take_turn(
     `accepts_ready`: whether a ready snapshot is enough. `waits`: called twice a second while another process
     may write; it may raise, and so may a signal handler. `fenced`: as for `Nodes.take`.
 
-    Raises the error of another process's pull of the same spec, if that error is final, and CachdError if the
-    root cannot be used.
+    Raises the error of another process's pull of the same spec, if that error concerns all processes, and
+    CachdError if the root cannot be used.
     """
     layout, asked = Layout(root), json.loads(json.dumps(spec.as_document()))
     check_root(root)

@@ -18,7 +18,6 @@ _NETWORK = {
     0xFF534D42: "SMB",
     0xFE534D42: "SMB",
     0x517B: "SMB",
-    0x01021997: "9P",
     0x5346414F: "AFS",
     0x6B414653: "AFS",
     0x47504653: "GPFS",
@@ -26,7 +25,8 @@ _NETWORK = {
     0x7461636F: "OCFS2",
     0x01161970: "GFS2",
 }
-_FUSE = 0x65735546
+# Often of one machine alone: FUSE, and the 9P of minikube, WSL and other virtual machines.
+_EITHER = {0x65735546: "FUSE", 0x01021997: "9P"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +40,12 @@ class SharedFileSystem:
 def shared_file_system(path: Path) -> SharedFileSystem | None:
     """The file system of a path, if other machines may write to it; None for one of this machine alone.
 
-    One in user space (FUSE) may be either. Raises OSError.
+    FUSE and 9P may be either. Raises OSError.
     """
     number = _kind(path)
     if number in _NETWORK:
         return SharedFileSystem(_NETWORK[number], is_certain=True)
-    return SharedFileSystem("FUSE", is_certain=False) if number == _FUSE else None
+    return SharedFileSystem(_EITHER[number], is_certain=False) if number in _EITHER else None
 
 
 def _kind(path: Path) -> int:

@@ -206,8 +206,9 @@ class Term:
             self.check()
 
     def end(self, error: Mapping[str, Any] | None = None) -> None:
-        """Give up the right, so that the next process need not wait. `error`: the pull's, if it is final.
+        """Give up the right, so that the next process need not wait.
 
+        `error`: the pull's, if the same pull of others fails, too.
         Nothing may use the store any more. If this process was fenced, it only ends the beat.
         """
         self._thread.close()

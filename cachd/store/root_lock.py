@@ -64,22 +64,27 @@ def take_shared_lock(path: Path) -> int:
     """Lock the root against processes that use it alone. Returns the descriptor that has the lock.
 
     Processes that agree through files (nodes.py) may have this lock at the same time. Raises InUse if a
-    process uses the root alone, as far as the file system has locks.
+    process uses the root alone: by its lock, or on this node by its note, because some file systems have no
+    locks.
     """
     with durable.disk_errors(path):
         fd = durable.open_file(path, os.O_RDWR | os.O_CREAT)
+    refused: OSError | None = None
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        by = os.pread(fd, _LONGEST_NOTE_BYTES, 0).decode(errors="replace").partition("\n")[0]
+    except OSError as error:
+        refused = error
+    by = holder(path)
+    if by or isinstance(refused, BlockingIOError):
+        by = by or os.pread(fd, _LONGEST_NOTE_BYTES, 0).decode(errors="replace").partition("\n")[0]
         os.close(fd)
         raise InUse(
             f"another cachd ({by or 'unknown'}) uses {path.parent.parent} alone",
             code="root_locked",
             hint="stop that process, or use another root (--root); a daemon pulls without --direct",
-        ) from error
-    except OSError as error:
-        log.debug("the file system does not support locks", root=str(path.parent.parent), reason=str(error))
+        ) from refused
+    if refused:
+        log.debug("the file system does not support locks", root=str(path.parent.parent), reason=str(refused))
     return fd
 
 

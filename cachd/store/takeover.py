@@ -47,6 +47,7 @@ class Takeover:
             if not (self._layout.ingests / ingest.name).exists():
                 self._check()
                 durable.move(ingest, self._layout.ingests / ingest.name)
+        self._take_leftovers()
         formers = formers_in(self._place)
         for former in formers:
             for name in ("staging", "trash"):  # they may take the space that copies need
@@ -55,6 +56,14 @@ class Takeover:
         for former in formers:
             if not _delete(former):
                 log.warning("files of a former writer cannot be deleted yet", directory=str(former))
+
+    def _take_leftovers(self) -> None:
+        """Move what a process that used the root alone left half done to the trash, which is emptied next."""
+        for place in (self._common.staging, self._common.trash):
+            for left in place.iterdir():
+                self._count += 1
+                self._check()
+                durable.move(left, self._layout.trash / f"{left.name}.{self._count}")
 
     def _adopt_all(self, formers: list[Path]) -> None:
         """Adopt their partial downloads. The oldest are dropped until there is space to copy the newest."""

@@ -96,6 +96,13 @@ def test_the_answer_of_the_hub_is_remembered_and_without_one_nobody_is_served(hu
     assert get(shared, "/org/open/resolve/main/config.json").status == 503
 
 
+def test_a_refused_token_is_no_failure_of_the_source(shared: Node) -> None:
+    before = shared.metric("cachd_origin_failures_total")
+    for number in range(3):
+        assert get(shared, FILE, Authorization=f"Bearer hf_{number}").status == 404
+    assert shared.metric("cachd_origin_failures_total") == before
+
+
 def test_no_token_of_a_caller_is_written_anywhere(hub: Hub, shared: Node) -> None:
     for token in (hub.token, "hf_of_somebody_else"):
         get(shared, FILE, Authorization=f"Bearer {token}")
@@ -200,6 +207,15 @@ def test_a_token_of_the_hub_says_nothing_about_a_model_of_another_source(hub: Hu
 
 
 # --- bounds ---
+
+
+def test_an_absent_file_is_answered_with_its_commit_and_not_its_branch(hub: Hub, node: Node) -> None:
+    commit = hub.add("org/model", FILES)
+    hub.tag("org/model", "v1", commit)
+    node.pull("hf://org/model@v1", exclude=["model.safetensors"], name="m")
+    assert node.ready("m").status == 200
+    got = get(node, "/org/model/resolve/v1/absent.txt")
+    assert (got.status, got.headers["x-repo-commit"]) == (404, commit)
 
 
 @pytest.fixture

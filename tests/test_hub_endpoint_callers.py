@@ -7,6 +7,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from cachd.errors import NotFound, Unavailable
+from cachd.model import Ref
 from cachd.serve.answer import Aborted, Answer, Sink, document, refusal
-from cachd.serve.callers import Callers
+from cachd.serve.call import call_of
+from cachd.serve.callers import Callers, Tokens
 from cachd.serve.exchange import Request
 from cachd.serve.server import HubServer
 from tests.ground.hub import Hub
@@ -92,12 +96,96 @@ def test_the_answer_of_the_hub_is_remembered_and_without_one_nobody_is_served(hu
     assert get(shared, "/org/open/resolve/main/config.json").status == 503
 
 
+def test_a_refused_token_is_no_failure_of_the_source(shared: Node) -> None:
+    before = shared.metric("cachd_origin_failures_total")
+    for number in range(3):
+        assert get(shared, FILE, Authorization=f"Bearer hf_{number}").status == 404
+    assert shared.metric("cachd_origin_failures_total") == before
+
+
 def test_no_token_of_a_caller_is_written_anywhere(hub: Hub, shared: Node) -> None:
     for token in (hub.token, "hf_of_somebody_else"):
         get(shared, FILE, Authorization=f"Bearer {token}")
         assert token not in shared.output
         files = [path for path in shared.root.rglob("*") if path.is_file()]
         assert not [path for path in files if token.encode() in path.read_bytes()]
+
+
+class Upstream:
+    """A Hub that answers with `error`, or accepts each token, when `answers` is set."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error, self.asked, self.answers = error, 0, threading.Event()
+        self.answers.set()
+
+    def check_caller(self, ref: Ref, token: str | None, *, seconds: float) -> None:
+        self.asked += 1
+        self.answers.wait(PATIENCE_SECONDS)
+        if self.error:
+            raise self.error
+
+
+def test_made_up_tokens_cost_the_hub_a_bounded_number_of_requests() -> None:
+    upstream, now = Upstream(NotFound("no")), [1000.0]
+    tokens = Tokens(upstream, lambda: now[0])
+    for number in range(60):
+        with pytest.raises(NotFound):
+            tokens.check("org/model", f"hf_{number}", "10.0.0.1")
+    with pytest.raises(Unavailable) as refused:
+        tokens.check("org/model", "hf_60", "10.0.0.1")
+    assert (upstream.asked, refused.value.retry_after) == (60, 60.0)
+    with pytest.raises(NotFound):
+        tokens.check("org/model", "hf_61", "10.0.0.2")  # another client
+    now[0] += 60.0
+    with pytest.raises(NotFound):
+        tokens.check("org/model", "hf_62", "10.0.0.1")
+
+
+def test_few_tokens_are_checked_at_a_time() -> None:
+    upstream = Upstream()
+    upstream.answers.clear()
+    tokens = Tokens(upstream)
+    with ThreadPoolExecutor(8) as pool:
+        checks = [pool.submit(tokens.check, "org/model", f"hf_{n}", f"10.0.0.{n}") for n in range(8)]
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while upstream.asked < 8 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with pytest.raises(Unavailable):
+            tokens.check("org/model", "hf_8", "10.0.0.8")
+        upstream.answers.set()
+        assert [check.result() for check in checks] == [None] * 8
+
+
+def test_all_who_wait_for_an_answer_get_an_unexpected_error_at_once() -> None:
+    upstream = Upstream(RuntimeError("a fault"))
+    upstream.answers.clear()
+    tokens = Tokens(upstream)
+    with ThreadPoolExecutor(2) as pool:
+        checks = [pool.submit(tokens.check, "org/model", "hf_x", "10.0.0.1") for _ in range(2)]
+        time.sleep(0.2)  # until both wait
+        upstream.answers.set()
+        assert {type(check.exception(5.0)) for check in checks} == {RuntimeError}
+    assert upstream.asked == 1
+
+
+def test_a_hub_that_does_not_answer_about_a_token_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cachd.serve.callers._CHECK_SECONDS", 0.1)
+    upstream = Upstream()
+    upstream.answers.clear()
+    tokens = Tokens(upstream)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(tokens.check, "org/model", "hf_x", "10.0.0.1")
+        while not upstream.asked:
+            time.sleep(0.01)
+        with pytest.raises(Unavailable):
+            tokens.check("org/model", "hf_x", "10.0.0.1")
+        upstream.answers.set()
+
+
+@pytest.mark.parametrize("repo", ["datasets%2Forg/name", "org/na%2Fme", "spaces%2Forg/name"])
+def test_an_encoded_slash_names_no_repository(repo: str) -> None:
+    for target in (f"/api/models/{repo}", f"/{repo}/resolve/main/x", f"/api/models/{repo}/refs"):
+        assert call_of(Request("GET", target, {}, b"", "127.0.0.1")) is None
 
 
 def test_a_token_of_the_hub_says_nothing_about_a_model_of_another_source(hub: Hub, tmp_path: Path) -> None:
@@ -119,6 +207,15 @@ def test_a_token_of_the_hub_says_nothing_about_a_model_of_another_source(hub: Hu
 
 
 # --- bounds ---
+
+
+def test_an_absent_file_is_answered_with_its_commit_and_not_its_branch(hub: Hub, node: Node) -> None:
+    commit = hub.add("org/model", FILES)
+    hub.tag("org/model", "v1", commit)
+    node.pull("hf://org/model@v1", exclude=["model.safetensors"], name="m")
+    assert node.ready("m").status == 200
+    got = get(node, "/org/model/resolve/v1/absent.txt")
+    assert (got.status, got.headers["x-repo-commit"]) == (404, commit)
 
 
 @pytest.fixture

@@ -47,6 +47,12 @@ class Call:
 
 def call_of(request: Request) -> Call | None:
     """The call that a request makes; None if the endpoint does not answer it."""
+    call = _call_of(request)
+    # A segment with an encoded slash could name what is no model, as datasets%2Forg/name does.
+    return call if call is not None and call.repo.count("/") == 1 else None
+
+
+def _call_of(request: Request) -> Call | None:
     segments = [unquote(each) for each in urlsplit(request.target).path.removeprefix("/").split("/")]
     if request.method == "POST":
         return _posted(segments)

@@ -6,18 +6,20 @@ import hashlib
 import ipaddress
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
-from cachd.errors import CachdError, Forbidden, Invalid, NotFound
+from cachd.errors import CachdError, Forbidden, Invalid, NotFound, Unavailable
 from cachd.model import Ref
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _ALLOWED_SECONDS, _REFUSED_SECONDS = 300.0, 30.0
 _MAX_KEPT = 10_000
 _CHECK_SECONDS = 30.0
+_MAX_AT_ONCE, _MAX_OF_PEER = 8, 60
 
 
 class Upstream(Protocol):
@@ -48,11 +50,11 @@ class Callers:
             return True
         return address == _address(own)
 
-    def check(self, repo: str, authorization: str | None) -> None:
+    def check(self, repo: str, authorization: str | None, peer: str) -> None:
         """Raises NotFound if this caller may not know of a repository, Unavailable if the Hub cannot say."""
         if self._tokens is not None:
             kind, _, token = (authorization or "").partition(" ")
-            self._tokens.check(repo, token.strip() if kind.lower() == "bearer" else None)
+            self._tokens.check(repo, token.strip() if kind.lower() == "bearer" else None, peer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,8 @@ class _Said:
 class Tokens:
     """What the Hub says about tokens of callers, remembered for a while. Safe from any thread.
 
-    Callers with the same question share one request. No token is kept, only its hash.
+    Callers with the same question share one request. No token is kept, only its hash. The Hub is asked about
+    8 questions at a time, and 60 a minute of each peer.
     """
 
     def __init__(self, upstream: Upstream, clock: Callable[[], float] = time.monotonic) -> None:
@@ -74,8 +77,10 @@ class Tokens:
         self._lock = threading.Lock()
         self._said: dict[tuple[bytes, str], _Said] = {}  # the oldest first
         self._asking: dict[tuple[bytes, str], Future[_Said]] = {}
+        self._of_peers: Counter[str] = Counter()  # questions since the minute began
+        self._minute_ends = 0.0
 
-    def check(self, repo: str, token: str | None) -> None:
+    def check(self, repo: str, token: str | None, peer: str) -> None:
         """Raises NotFound if the token may not read the repository, and what prevents the Hub's answer."""
         key = hashlib.sha256(f"{token or ''}".encode()).digest(), repo
         with self._lock:
@@ -83,13 +88,31 @@ class Tokens:
             if said is not None and said.until <= self._clock():
                 said = None
             is_first = said is None and key not in self._asking
+            if is_first:
+                self._count(peer)
             answer = self._asking.setdefault(key, Future()) if said is None else None
         if answer is not None:
             if is_first:
                 self._ask(key, token, answer)
-            said = answer.result(timeout=2 * _CHECK_SECONDS)
+            try:
+                said = answer.result(timeout=2 * _CHECK_SECONDS)
+            except TimeoutError as error:
+                raise Unavailable("the Hub has not answered about a token", retry_after=5.0) from error
         if said is not None and said.refusal is not None:
             raise NotFound(f"{repo} is not found, or the token may not read it", code="repo_not_found")
+
+    def _count(self, peer: str) -> None:
+        """Count a question of a peer. Raises Unavailable when there are too many. The caller has the lock."""
+        now = self._clock()
+        if now >= self._minute_ends:
+            self._minute_ends = now + 60.0
+            self._of_peers.clear()
+        if self._of_peers[peer] >= _MAX_OF_PEER:
+            left = max(1.0, self._minute_ends - now)
+            raise Unavailable("this client has asked with too many tokens", retry_after=left)
+        if len(self._asking) >= _MAX_AT_ONCE:
+            raise Unavailable("too many tokens are checked at the Hub", retry_after=1.0)
+        self._of_peers[peer] += 1
 
     def _ask(self, key: tuple[bytes, str], token: str | None, answer: Future[_Said]) -> None:
         """Ask the Hub, and give all who wait its answer or the error."""
@@ -97,8 +120,8 @@ class Tokens:
         try:
             said = self._asked(key[1], token)
             answer.set_result(said)
-        except CachdError as error:
-            answer.set_exception(error)
+        except Exception as error:  # noqa: BLE001 - all who wait get it
+            answer.set_exception(error)  # for this caller, too
         finally:
             with self._lock:
                 del self._asking[key]

@@ -45,7 +45,7 @@ class HubApi:
         if call is None:
             return refusal(404, "cachd does not serve this address of the Hub's API")
         try:
-            self._callers.check(call.repo, request.headers.get("authorization"))
+            self._callers.check(call.repo, request.headers.get("authorization"), request.peer)
             return self._answer(call, request)
         except CachdError as error:
             return refused(error, call.repo)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cachd.errors import NotFound
+from cachd.errors import Cancelled, NotFound, Unavailable
 from cachd.model import Manifest, ModelSpec, Ref
 from cachd.preflight.examine import Preflight, examine
 from cachd.preflight.remote import SourceContents
@@ -36,13 +36,19 @@ class Previews:
     def check_caller(self, ref: Ref, token: str | None, *, seconds: float = _ANSWER_SECONDS) -> None:
         """Ask the source whether the owner of a token may read a ref, for at most `seconds`.
 
-        Raises NotFound, Forbidden or Invalid if not, and any error that prevents the answer.
+        Raises NotFound, Forbidden or Invalid if not, and any error that prevents the answer. None of them
+        counts as a failure of the source, because a caller can cause it with a wrong token.
         """
         source, cancel_token = self._sources.of(ref), CancelToken()
         if not isinstance(source, ForCallers):
             raise NotFound(f"the source of {ref} knows no tokens of callers", code="repo_not_found")
         with self._stopping.reaches(cancel_token):
-            self._context.resolves.resolve(source.for_caller(token), ref, cancel_token, seconds=seconds)
+            try:
+                with self._context.resolves.ending(cancel_token, seconds=seconds) as ending:
+                    source.for_caller(token).resolve(ref, ending)
+            except Cancelled as error:
+                cancel_token.check()
+                raise Unavailable(f"{ref}: its source took too long for a token") from error
 
     def preflight(
         self, spec: ModelSpec, cancel_token: CancelToken | None = None, *, seconds: float = _ANSWER_SECONDS

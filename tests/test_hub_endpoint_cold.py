@@ -50,7 +50,7 @@ def withhold(hub: Hub, start: int) -> None:
 def address(node: Node) -> str:
     """The address of the attempt at the large file that runs now."""
     redirect = get(node, PLACE, "HEAD")
-    assert redirect.status == 307
+    assert redirect.status == 307, redirect
     assert redirect.headers["x-linked-size"] == str(SIZE)
     assert redirect.headers["x-linked-etag"] == f'"{hashlib.sha256(FILES[LARGE]).hexdigest()}"'
     return redirect.headers["location"]

@@ -196,7 +196,7 @@ def test_wrong_bytes_of_one_attempt_are_not_joined_with_those_of_the_next(hub: H
     first = address(node)
     with Reader(node, first) as reader, pytest.raises(http.client.IncompleteRead):
         reader.read()
-    assert node.ready("org--model").status == 502
+    assert node.ready("org--model").status >= 500
     hub.cdn.clear()
     withhold(hub, 12 << 20)
     node.pull("hf://org/model")

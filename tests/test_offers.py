@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from cachd.store.content import ContentStore
 from cachd.store.content.offers import Offers
 from cachd.store.ingest import HELD_BYTES, Ingest, Offer
 from cachd.store.ingest.part_lines import parts_of
+from cachd.store.ingest.records import Records
 from cachd.store.layout import Layout
 from tests.ground.models import noise
 
@@ -208,6 +210,23 @@ def test_an_attempt_that_nobody_read_before_the_blob_was_verified_is_right(layou
     offer.verify()
     assert (told, offer.is_right(2), offer.is_right(1)) == (2, True, False)
     ingest.close()
+
+
+def test_the_oldest_records_are_forgotten_and_new_files_are_still_streamed(tmp_path: Path) -> None:
+    streamed = tmp_path / "streamed"
+    streamed.mkdir()
+    for age, name in enumerate(("b", "a", "c", "d")):
+        (streamed / name).write_text("1")
+        os.utime(streamed / name, (100 + age, 100 + age))
+    records = Records(streamed, at_most=3)
+    for name in ("new", "newer"):
+        offer = Offer(SIZE, tmp_path, streamed / name, records)
+        offer.open([Extent(0, PART)], is_complete=False)
+        assert offer.claim() == 1
+    assert {path.name for path in streamed.iterdir()} == {"d", "new", "newer"}
+    offer.verify()  # its record is removed, and leaves room
+    records.write(streamed / "newest", "1")
+    assert {path.name for path in streamed.iterdir()} == {"d", "new", "newest"}
 
 
 def test_bytes_of_an_ingest_that_was_swept_are_never_right(layout: Layout) -> None:

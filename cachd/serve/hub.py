@@ -27,6 +27,7 @@ from cachd.serve.repositories import Repositories, Revision
 from cachd.store.ingest import HELD_BYTES
 
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:[0-9]{1,5})?")
+_RESUMES_ANYWHERE = re.compile(r"\b(hf_hub|huggingface_hub)/0\.")
 _RANGE = re.compile(r"bytes=([0-9]{1,18})-([0-9]{0,18})|bytes=-([0-9]{1,18})")
 
 
@@ -120,8 +121,8 @@ class HubApi:
         assert pull is not None
         self._hasten(file)
         offer = self._store.content.offers.of(file)
-        number = offer.next_attempt
-        if attempt is None and file.size > HELD_BYTES:
+        number, waits = offer.next_attempt, _resumes_anywhere(request)
+        if attempt is None and file.size > HELD_BYTES and not waits:
             address = address_of(call, found.commit, number, quoted(file.path))
             return Answer(307, {**headers, "Location": address})
         if attempt is not None and attempt != number:
@@ -129,8 +130,10 @@ class HubApi:
         asked = request.headers.get("range", "")
         if _is_resume(asked, file) and number > 1:
             asked = ""  # as for a file that is here
-        if _has_end(asked) and not (_is_resume(asked, file) and offer.has_wrong_readers):
-            attempt = None  # a piece of the file, not the rest of this attempt: it waits for the digest
+        if waits or (_has_end(asked) and not (_is_resume(asked, file) and offer.has_wrong_readers)):
+            attempt = (
+                None  # it waits for the digest. A range with an end is a piece, not the rest of an attempt
+            )
 
         def body(extent: Extent) -> ArrivingBody:
             offer.follow(extent.start)  # before the client hears of it
@@ -206,6 +209,14 @@ def _has_end(asked: str) -> bool:
     """Whether the range says where it ends."""
     found = _RANGE.fullmatch(asked.strip())
     return found is not None and bool(found[2])
+
+
+def _resumes_anywhere(request: Request) -> bool:
+    """Whether the client is a huggingface_hub before 1.0.
+
+    It keeps the bytes of a failed download, and a later one goes on with them, perhaps at another node.
+    """
+    return bool(_RESUMES_ANYWHERE.search(request.headers.get("user-agent", "")))
 
 
 def _gone(file: File, attempt: int) -> Answer:

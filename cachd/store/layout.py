@@ -237,6 +237,11 @@ class Layout(_WorkLayout):
         """`blob` as text."""
         return f"{self.root}/.cachd/blobs/{digest.algorithm}/{digest.hex}"
 
+    @property
+    def all_streamed(self) -> Path:
+        """The directory of what `streamed` remembers."""
+        return self.root / ".cachd/streamed"
+
     def streamed(self, digest: Digest, size: int) -> Path:
         """Remembers which attempt at a blob readers got bytes of before it was verified."""
         return self.root / f".cachd/streamed/{digest.algorithm}-{digest.hex}-{size}"

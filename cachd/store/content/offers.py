@@ -7,6 +7,7 @@ from weakref import WeakValueDictionary
 
 from cachd.model import Digest, File
 from cachd.store.ingest import Offer
+from cachd.store.ingest.records import Records
 from cachd.store.layout import Layout
 
 
@@ -14,7 +15,7 @@ class Offers:
     """The offers that an ingest or a reader uses now, one for each blob and size. Safe from any thread."""
 
     def __init__(self, layout: Layout) -> None:
-        self._layout = layout
+        self._layout, self._records = layout, Records(layout.all_streamed)
         self._lock = threading.Lock()
         self._used: WeakValueDictionary[tuple[Digest, int], Offer] = WeakValueDictionary()
 
@@ -25,7 +26,7 @@ class Offers:
             offer = self._used.get(key)
             if offer is None:
                 offer = self._used[key] = Offer(
-                    file.size, self._layout.ingest(*key), self._layout.streamed(*key)
+                    file.size, self._layout.ingest(*key), self._layout.streamed(*key), self._records
                 )
             return offer
 

@@ -20,16 +20,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from pathlib import Path
 
 from cachd import files
 from cachd.kernel import durable
 from cachd.model import Extent
 from cachd.policy.parts import Received
+from cachd.store.ingest.records import Records
 
 HELD_BYTES = 4 << 20  # the end of a file that no reader gets before the digest is right: a part, at least
-MAX_RECORDS = 10_000
 _MAX_BYTES = 64
 _SYNC_SECONDS, _FOLLOWED_SECONDS = 0.25, 60.0
 _VERIFIED, _TOKEN = "verified", "attempt"
@@ -38,14 +37,19 @@ _VERIFIED, _TOKEN = "verified", "attempt"
 class Offer:
     """What readers may have of one blob before it is verified. Safe from any thread.
 
-    `size`: bytes of the blob. `directory`: of its ingest. `record`: the path of its file in streamed/.
-    An ingest opens the offer, adds to it and ends it; readers claim, wait and read.
+    `size`: bytes of the blob. `directory`: of its ingest. `record`: the path of its file in streamed/, one of
+    `records`. An ingest opens the offer, adds to it and ends it; readers claim, wait and read.
     """
 
     def __init__(
-        self, size: int, directory: Path, record: Path, clock: Callable[[], float] = time.monotonic
+        self,
+        size: int,
+        directory: Path,
+        record: Path,
+        records: Records | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._clock = clock
+        self._clock, self._records = clock, records or Records(record.parent)
         self.size, self._directory, self._record = size, directory, record
         self._changed = threading.Condition()
         self._received = Received()
@@ -108,9 +112,9 @@ class Offer:
             self._is_verified = True
             if self._attempt is not None and _number(self._record) == self._attempt:
                 if self._attempt == 1:
-                    durable.remove(self._record)
+                    self._records.remove(self._record)
                 else:
-                    durable.write_file(self._record, f"{self._attempt} {_VERIFIED}".encode(), mode=0o600)
+                    self._records.write(self._record, f"{self._attempt} {_VERIFIED}")
 
     def close(self) -> None:
         """Offer nothing until the ingest is opened again."""
@@ -160,10 +164,8 @@ class Offer:
             if self._is_verified:  # the blob is about to be here, and nothing more is recorded
                 return self._attempt
             if self._attempt is None or _number(self._record) != self._attempt:
-                if not self._record.exists() and _count(self._record.parent) >= MAX_RECORDS:
-                    return None
                 number = self._next()
-                durable.write_file(self._record, str(number).encode(), mode=0o600)
+                self._records.write(self._record, str(number))
                 durable.write_file(self._token, str(number).encode(), mode=0o600)
                 self._attempt = number
             return self._attempt
@@ -219,9 +221,3 @@ def _number(path: Path) -> int | None:
     """The number in a file; None if there is no such file."""
     number = _text(path).partition(" ")[0]
     return int(number) if number.isascii() and number.isdecimal() else None
-
-
-def _count(directory: Path) -> int:
-    with suppress(FileNotFoundError):
-        return sum(1 for _ in directory.iterdir())
-    return 0

@@ -6,6 +6,7 @@ import concurrent.futures
 import itertools
 import json
 import os
+import shutil
 import stat
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -324,3 +325,17 @@ def test_an_ingest_leaves_no_descriptor_however_it_ends(store: DiskStore) -> Non
     with pytest.raises(Corrupt):
         commit(store, wrong, b"wrong")
     assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_sync_whose_ingest_another_thread_has_discarded_is_no_failure_of_the_disk(store: DiskStore) -> None:
+    with closing(store.content.begin(FILE)) as ingest:
+        ingest.allocate(Extent(0, len(CONTENT)))
+        hashed = ingest.part_hash()
+        part = PARTS[0]
+        ingest.write(part.start, memoryview(CONTENT[part.start : part.stop]))
+        hashed.update(memoryview(CONTENT[part.start : part.stop]))
+        ingest.keep(part, hashed)
+        shutil.rmtree(ingest.directory)
+        ingest.finish(part)
+        with pytest.raises(DiskFailed):
+            ingest.finish(part)

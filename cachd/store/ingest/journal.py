@@ -118,7 +118,8 @@ class Journal:
     def sync(self) -> None:
         """Let all parts that were kept until now survive a crash of the node.
 
-        One thread syncs for all that call this meanwhile; the others return at once.
+        One thread syncs for all that call this meanwhile; the others return at once. If another thread
+        discards the ingest meanwhile, because its digest is wrong, nothing needs to survive.
         """
         with self._lock:
             if self._is_broken:
@@ -140,7 +141,9 @@ class Journal:
         except BaseException:
             with self._lock:
                 self._is_syncing, self._is_broken = False, True
-            raise
+            if self._directory.exists():
+                raise
+            log.debug("ingest discarded during a sync", path=self._file.path)
 
     def _take_unsynced(self) -> list[tuple[str, Extent]]:
         """The lines and parts of all that was kept since the last sync; none without a `sync` since then."""

@@ -22,7 +22,6 @@ from cachd.policy.copies import copied
 from cachd.store.disk_store import DiskStore
 from cachd.store.scrub import Replaced
 from cachd.store.store import Store
-from cachd.transfer import checks
 from cachd.upkeep.warms import Warms
 from tests.conftest import Engine
 from tests.ground.disks import MIB, fill, loop
@@ -357,23 +356,6 @@ def test_a_copy_that_somebody_changed_or_deleted_is_noticed_and_its_blob_not_sus
     assert names_below(root / ".cachd/damaged") == set()
     pulled.pull("hf://org/model", name="m")
     assert_shown(root, commit=store.names.ready("m").commit)
-
-
-def test_a_repair_of_a_model_that_has_links_makes_no_copies_for_which_there_may_be_no_space(
-    engine: Callable[..., Engine], hub: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Older versions published all files as links."""
-    hub.add("org/model", FILES)
-    on = engine(hf_endpoint=hub.url)
-    with monkeypatch.context() as older:
-        older.setattr(checks, "copied", lambda *_: ())
-        snapshot = on.pull("hf://org/model", name="m")
-    store = on.store
-    file = next(file for file in store.manifests.of(snapshot).files if file.path == DATA)
-    assert store.quarantine(file, "it is damaged", store.content.inode(file.blob), now=2.0) == ["m"]
-    repaired = on.pull("hf://org/model", name="m")
-    assert store.manifests.of(repaired).copied == ()
-    assert store.check("m", now=3.0) is None
 
 
 def test_a_pull_pays_for_copies_that_the_same_snapshot_has_under_another_name(

@@ -168,11 +168,10 @@ def test_all_who_wait_for_an_answer_get_an_unexpected_error_at_once() -> None:
     assert upstream.asked == 1
 
 
-def test_a_hub_that_does_not_answer_about_a_token_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cachd.serve.callers._CHECK_SECONDS", 0.1)
+def test_a_hub_that_does_not_answer_about_a_token_is_unavailable() -> None:
     upstream = Upstream()
     upstream.answers.clear()
-    tokens = Tokens(upstream)
+    tokens = Tokens(upstream, check_seconds=0.1)
     with ThreadPoolExecutor(1) as pool:
         pool.submit(tokens.check, "org/model", "hf_x", "10.0.0.1")
         while not upstream.asked:
@@ -333,9 +332,8 @@ def test_a_message_of_any_text_is_a_header() -> None:
             assert asked(at, OK).startswith(b"HTTP/1.1 404 ")
 
 
-def test_a_connection_closed_for_a_new_one_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_closed_for_a_new_one_ends_nothing() -> None:
     """The idlest connection sends something in the moment in which a new one takes its place and leaves."""
-    monkeypatch.setattr("cachd.serve.server.MAX_CONNECTIONS", 1)
     is_held, goes_on = threading.Event(), threading.Event()
     goes_on.set()
 
@@ -345,7 +343,7 @@ def test_a_connection_closed_for_a_new_one_ends_nothing(monkeypatch: pytest.Monk
             goes_on.wait(PATIENCE_SECONDS)
         return time.monotonic()
 
-    with served(lambda _: document({}), clock=clock) as at:
+    with served(lambda _: document({}), most=1, clock=clock) as at:
         with socket.create_connection(at) as idlest:
             idlest.sendall(HEAD)
             assert idlest.recv(1 << 16)

@@ -16,21 +16,9 @@ from typing import Any
 
 import pytest
 
-from cachd import direct
-from cachd.config import Config
-from cachd.daemon.store import Sharing
 from cachd.errors import (
     CachdError,
-    Corrupt,
-    DiskFailed,
-    Forbidden,
     InUse,
-    Invalid,
-    NotFound,
-    TooBig,
-    Unauthorized,
-    UnsafeRoot,
-    WaitTimeout,
 )
 from cachd.kernel import durable
 from cachd.kernel.periodic import Periodic
@@ -170,39 +158,6 @@ def test_a_writer_whose_number_somebody_deleted_writes_no_more(shared: Path) -> 
         with pytest.raises(InUse) as refusal:
             term.check()
         assert refusal.value.code == "fenced"
-
-
-@pytest.mark.parametrize(
-    ("error", "is_for_all"),
-    [
-        (NotFound("no such file"), True),
-        (Corrupt("other bytes"), True),
-        (TooBig("too big"), True),
-        (Invalid("no such ref"), True),
-        (Invalid("no root", code="bad_root"), False),
-        (WaitTimeout("late"), False),
-        (Unauthorized("no token"), False),
-        (Forbidden("wrong token"), False),
-        (UnsafeRoot("mode 0777"), False),
-        (DiskFailed("read error"), False),
-        (InUse("fenced"), False),
-    ],
-    ids=lambda each: each.code if isinstance(each, CachdError) else "",
-)
-def test_an_error_of_one_pod_alone_is_no_answer_to_those_that_wait(
-    shared: Path, monkeypatch: pytest.MonkeyPatch, error: CachdError, is_for_all: bool
-) -> None:
-    def fail(*_: object) -> None:
-        raise error
-
-    monkeypatch.setattr(direct, "_pull", fail)
-    nodes = Nodes(shared)
-    nodes.writer()
-    term = nodes.take("m", {}, fenced=lambda: None)
-    with pytest.raises(type(error)):
-        direct._pull_in_term(None, Config(), Sharing(term), None)  # type: ignore[arg-type]
-    assert nodes.has_ended(1)
-    assert nodes.ended_with(1) == (error.as_document() if is_for_all else None)
 
 
 # --- what a fenced writer can still do ---
@@ -353,35 +308,6 @@ def test_a_writer_that_stood_still_when_it_began_takes_nothing_from_the_next_one
         assert isinstance(beginning.exception(), InUse)
         ingest.follow(memoryview(bytearray(64 * KIB)))
         second.content.commit(ingest)
-
-
-@pytest.mark.parametrize("follower", [lambda root: writing(root), DiskStore], ids=["writer", "alone"])
-def test_a_takeover_that_is_interrupted_loses_no_download(
-    shared: Path, monkeypatch: pytest.MonkeyPatch, follower: Callable[[Path], Any]
-) -> None:
-    content = noise(100 * KIB)
-    file, half = file_of(content), Extent(0, 50 * KIB)
-    first = taken(shared)
-    with DiskStore(shared, term=first) as store, closing(store.content.begin(file)) as ingest:
-        write(ingest, content[: half.stop], half)
-    killed(first)
-
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt  # as at SIGTERM
-
-    monkeypatch.setattr(takeover, "copy_ingest", interrupted)
-    nodes = Nodes(shared)
-    nodes.writer()
-    second = nodes.take("m", {}, fenced=lambda: None)
-    assert second is not None
-    with pytest.raises(KeyboardInterrupt), closing_term(second):
-        second.begin()
-    monkeypatch.undo()
-    assert nodes.writer() is None
-    assert nodes.has_ended(second.number)
-    with follower(shared) as third, closing(third.content.begin(file)) as ingest:
-        assert ingest.resumed == half.size
-    assert not list((shared / ".cachd/nodes").glob("*.work"))
 
 
 def test_a_takeover_without_space_for_copies_drops_the_oldest_download(

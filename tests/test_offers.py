@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 from pathlib import Path
 
 import pytest
 
-from cachd.errors import DiskFailed
-from cachd.kernel import durable
 from cachd.model import Digest, Extent, File
 from cachd.store.content import ContentStore
 from cachd.store.content.offers import Offers
@@ -108,26 +105,6 @@ def test_an_ingest_that_lost_its_journal_is_another_attempt(layout: Layout) -> N
         (ingest.directory / lost).unlink()
     again, offer = begun(layout)
     receive(again, 0)
-    assert offer.claim() == 2
-    again.close()
-
-
-def test_a_removal_that_stops_halfway_on_a_full_disk_has_ended_the_attempt(
-    layout: Layout, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store, file = ContentStore(layout), file_of()
-    ingest = store.begin(file)
-    receive(ingest, 0)
-    assert ingest.offer.claim() == 1
-    ingest.close()
-
-    def stop_halfway(_path: Path, _trash: Path) -> None:
-        raise OSError(errno.EIO, "the disk fails")
-
-    monkeypatch.setattr(durable, "take_away", stop_halfway)
-    with pytest.raises(DiskFailed):
-        store.removal.drop_ingest(file.blob)
-    again, offer = begun(layout)
     assert offer.claim() == 2
     again.close()
 

@@ -72,8 +72,14 @@ class Tokens:
     8 questions at a time, and 60 a minute of each peer.
     """
 
-    def __init__(self, upstream: Upstream, clock: Callable[[], float] = time.monotonic) -> None:
-        self._upstream, self._clock = upstream, clock
+    def __init__(
+        self,
+        upstream: Upstream,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        check_seconds: float = _CHECK_SECONDS,
+    ) -> None:
+        self._upstream, self._clock, self._check_seconds = upstream, clock, check_seconds
         self._lock = threading.Lock()
         self._said: dict[tuple[bytes, str], _Said] = {}  # the oldest first
         self._asking: dict[tuple[bytes, str], Future[_Said]] = {}
@@ -95,7 +101,7 @@ class Tokens:
             if is_first:
                 self._ask(key, token, answer)
             try:
-                said = answer.result(timeout=2 * _CHECK_SECONDS)
+                said = answer.result(timeout=2 * self._check_seconds)
             except TimeoutError as error:
                 raise Unavailable("the Hub has not answered about a token", retry_after=5.0) from error
         if said is not None and said.refusal is not None:
@@ -134,7 +140,7 @@ class Tokens:
     def _asked(self, repo: str, token: str | None) -> _Said:
         """The Hub's answer. Raises Unavailable, and what else prevents it."""
         try:
-            self._upstream.check_caller(Ref.parse(f"hf://{repo}"), token, seconds=_CHECK_SECONDS)
+            self._upstream.check_caller(Ref.parse(f"hf://{repo}"), token, seconds=self._check_seconds)
         except (NotFound, Forbidden, Invalid) as error:
             return _Said(error, self._clock() + _REFUSED_SECONDS)
         return _Said(None, self._clock() + _ALLOWED_SECONDS)

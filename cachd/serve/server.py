@@ -59,9 +59,11 @@ class HubServer:
         waits: Waits | None = None,
         may_connect: Callable[[str, str], bool] = lambda _peer, _own: True,
         count: int = THREADS,
+        most: int = MAX_CONNECTIONS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._answer, self._may_connect, self._clock = answer, may_connect, clock
+        self._most = most
         self._listening = {sock.fileno(): sock for sock in sockets}
         self._queue: queue.SimpleQueue[Exchange | None] = queue.SimpleQueue()
         self._answered: deque[tuple[Exchange, bool]] = deque()
@@ -119,7 +121,7 @@ class HubServer:
         self._end_all()
 
     def _accept(self, listening: socket.socket) -> None:
-        if len(self._idle) + len(self._busy) + len(self._deferred) >= MAX_CONNECTIONS:
+        if len(self._idle) + len(self._busy) + len(self._deferred) >= self._most:
             if not self._idle:
                 self._stopping.wait(_NO_DESCRIPTOR_SECONDS)  # the client waits in the queue of the kernel
                 return

@@ -87,7 +87,7 @@ def pull_here(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Asked:
-    """What the command asks for. `seconds`: how long it may take from now on."""
+    """The model and options of the command. `seconds`: the longest time that it may take from now on."""
 
     spec: ModelSpec = field(kw_only=False)
     seconds: float = field(kw_only=False)

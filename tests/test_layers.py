@@ -185,7 +185,8 @@ def test_a_call_upward_would_be_seen() -> None:
     assert not upward({("cachd.transfer.pull", "cachd.store.ingest")})
 
 
-LATER = {"boto3", "botocore", "huggingface_hub", "httpx2", "awscrt", "aiohttp", "cachd.cluster"}
+LATER = {"boto3", "botocore", "huggingface_hub", "httpx2", "awscrt", "aiohttp", "h11"}
+LATER |= {"cachd.cluster", "cachd.serve"}
 WEB = {"fastapi", "starlette", "uvicorn"}
 OPTIONS = {"yaml", "prometheus_client", "structlog"}
 TERMINAL = {"asyncio", "rich.console", "rich.table", "rich.progress"}

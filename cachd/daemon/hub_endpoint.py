@@ -1,4 +1,7 @@
-"""Builds and runs the Hub endpoint, if an option says where it listens."""
+"""Builds and runs the Hub endpoint, if an option says where it listens.
+
+Its code is imported only then, so that a daemon without it starts as fast as before.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,6 @@ import structlog
 from cachd.api.listeners import Sockets
 from cachd.config import Config
 from cachd.daemon.parts import Daemon
-from cachd.serve.callers import Callers, Tokens
-from cachd.serve.hub import HubApi
-from cachd.serve.repositories import Repositories
-from cachd.serve.server import THREADS, HubServer
-from cachd.serve.waits import Waits
 
 log = structlog.get_logger(__name__)
 
@@ -27,6 +25,12 @@ def hub_endpoint(config: Config, daemon: Daemon) -> Iterator[None]:
     if not config.hub_listen:
         yield
         return
+    from cachd.serve.callers import Callers, Tokens
+    from cachd.serve.hub import HubApi
+    from cachd.serve.repositories import Repositories
+    from cachd.serve.server import THREADS, HubServer
+    from cachd.serve.waits import Waits
+
     by_token = config.hub_share == "token"
     waits = Waits(THREADS // 2)
     repositories = Repositories(daemon.models, daemon.sources, waits, hub_only=by_token)

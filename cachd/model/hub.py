@@ -128,7 +128,12 @@ def kind_and_repo(location: str) -> tuple[str, str]:
     return (first.removesuffix("s"), rest) if first in KINDS else ("model", location)
 
 
+def lfs_pointer(sha256: str, size: int) -> bytes:
+    """The LFS pointer file that stands for this content in git (git-lfs spec, "The Pointer")."""
+    return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
+
+
 def lfs_pointer_id(sha256: str, size: int) -> str:
-    """The git blob id of the LFS pointer file of this content (git-lfs spec, "The Pointer")."""
-    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
+    """The git blob id of the LFS pointer file of this content."""
+    pointer = lfs_pointer(sha256, size)
     return hashlib.sha1(b"blob %d\0" % len(pointer) + pointer, usedforsecurity=False).hexdigest()

@@ -51,7 +51,7 @@ class SourceContents:
                 raise UnreadError from error
             raise
         if start == 0:
-            self._heads[file.path] = found
+            self._heads.setdefault(file.path, found)
         return found
 
     def _received(self, file: File, extent: Extent) -> bytes:
@@ -60,7 +60,8 @@ class SourceContents:
         except NoRanges:
             if file.size > _COMPLETE_BYTES:
                 raise UnreadError from None
-            return self._receive(file, Extent(0, file.size))[extent.start : extent.stop]
+            self._heads[file.path] = complete = self._receive(file, Extent(0, file.size))
+            return complete[extent.start : extent.stop]
 
     def _receive(self, file: File, extent: Extent) -> bytes:
         is_spent = self.requests >= MAX_REQUESTS or self.bytes + extent.size > MAX_BYTES

@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
-from cachd.errors import CachdError, Forbidden, Invalid, NotFound, Unavailable
+from cachd.errors import Forbidden, Invalid, NotFound, Unavailable
 from cachd.model import Ref
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -59,9 +59,9 @@ class Callers:
 
 @dataclass(frozen=True, slots=True)
 class _Said:
-    """What the Hub said about a token and a repository; `refusal` is None if the token may read it."""
+    """The Hub's answer whether a token may read a repository, which holds `until` then (monotonic)."""
 
-    refusal: CachdError | None
+    may_read: bool
     until: float
 
 
@@ -104,7 +104,7 @@ class Tokens:
                 said = answer.result(timeout=2 * self._check_seconds)
             except TimeoutError as error:
                 raise Unavailable("the Hub has not answered about a token", retry_after=5.0) from error
-        if said is not None and said.refusal is not None:
+        if said is not None and not said.may_read:
             raise NotFound(f"{repo} is not found, or the token may not read it", code="repo_not_found")
 
     def _count(self, peer: str) -> None:
@@ -141,9 +141,9 @@ class Tokens:
         """The Hub's answer. Raises Unavailable, and what else prevents it."""
         try:
             self._upstream.check_caller(Ref.parse(f"hf://{repo}"), token, seconds=self._check_seconds)
-        except (NotFound, Forbidden, Invalid) as error:
-            return _Said(error, self._clock() + _REFUSED_SECONDS)
-        return _Said(None, self._clock() + _ALLOWED_SECONDS)
+        except (NotFound, Forbidden, Invalid):
+            return _Said(may_read=False, until=self._clock() + _REFUSED_SECONDS)
+        return _Said(may_read=True, until=self._clock() + _ALLOWED_SECONDS)
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:

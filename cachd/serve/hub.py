@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from urllib.parse import urlencode, urlsplit
 
 from cachd.errors import CachdError, NotFound
@@ -103,9 +104,9 @@ class HubApi:
         offer = self._store.content.offers.of(file)
         if call.attempt is not None and not offer.is_right(call.attempt):
             return _gone(file, call.attempt)
-        asked = request.headers.get("range", "")
-        if _is_resume(asked, file) and (offer.has_wrong_readers or (call.attempt or 1) > 1):
-            asked = ""  # whoever resumes may have bytes that were never verified: he gets the complete file
+        asked = _range_of(request, file)
+        if asked and asked.is_resume and (offer.has_wrong_readers or (call.attempt or 1) > 1):
+            asked = None  # whoever resumes may have bytes that were never verified: he gets the complete file
         if found.snapshot is None:
             path = self._store.content.path(file.blob)
         else:
@@ -127,13 +128,13 @@ class HubApi:
             return Answer(307, {**headers, "Location": address})
         if attempt is not None and attempt != number:
             return _gone(file, attempt)
-        asked = request.headers.get("range", "")
-        if _is_resume(asked, file) and number > 1:
-            asked = ""  # as for a file that is here
-        if waits or (_has_end(asked) and not (_is_resume(asked, file) and offer.has_wrong_readers)):
-            attempt = (
-                None  # it waits for the digest. A range with an end is a piece, not the rest of an attempt
-            )
+        asked = _range_of(request, file)
+        if asked and asked.is_resume and number > 1:
+            asked = None  # as for a file that is here
+        # A range with an end is a piece of a file, unless it can be the rest of an attempt that has readers.
+        is_piece = asked is not None and asked.has_end and not (asked.is_resume and offer.has_wrong_readers)
+        if waits or is_piece:
+            attempt = None  # nothing is sent before the digest is right
 
         def body(extent: Extent) -> ArrivingBody:
             offer.follow(extent.start)  # before the client hears of it
@@ -177,38 +178,44 @@ def _headers(found: Revision, file: File) -> dict[str, str]:
     }
 
 
-def _ranged(file: File, asked: str, headers: dict[str, str], body: Callable[[Extent], Body]) -> Answer:
-    """The answer with the range that was asked for. A range of another form is ignored (RFC 9110, 14.2)."""
-    found = _asked_extent(asked, file)
-    if found is None:
+@dataclass(frozen=True, slots=True)
+class _Range:
+    """The range of a file that a request asks for. `has_end`: it says where it ends. It may be empty."""
+
+    start: int
+    stop: int
+    has_end: bool
+    size: int
+
+    @property
+    def is_resume(self) -> bool:
+        """Whether the client may have the bytes before this range, and wants the rest."""
+        return 0 < self.start < self.stop == self.size
+
+
+def _range_of(request: Request, file: File) -> _Range | None:
+    """The range that was asked for; None without one. One of another form is ignored (RFC 9110, 14.2)."""
+    found = _RANGE.fullmatch(request.headers.get("range", "").strip())
+    if not found:
+        return None
+    first, last, suffix = found.groups()
+    if suffix:
+        return _Range(max(0, file.size - int(suffix)), file.size, has_end=False, size=file.size)
+    stop = min(int(last) + 1 if last else file.size, file.size)
+    return _Range(int(first), stop, has_end=bool(last), size=file.size)
+
+
+def _ranged(
+    file: File, asked: _Range | None, headers: dict[str, str], body: Callable[[Extent], Body]
+) -> Answer:
+    """The answer with the range that was asked for, or with the complete file."""
+    if asked is None:
         return Answer(200, headers, body(Extent(0, file.size)))
-    start, stop = found
+    start, stop = asked.start, asked.stop
     if start >= stop:
         return refusal(416, f"{file.path} has {file.size} bytes", None, Content_Range=f"bytes */{file.size}")
     ranged = {**headers, "Content-Range": f"bytes {start}-{stop - 1}/{file.size}"}
     return Answer(206, ranged, body(Extent(start, stop)))
-
-
-def _asked_extent(asked: str, file: File) -> tuple[int, int] | None:
-    """Start and stop of the range that was asked for; None without one. An empty one has no byte to send."""
-    found = _RANGE.fullmatch(asked.strip())
-    if not found:
-        return None
-    if found[3]:
-        return max(0, file.size - int(found[3])), file.size
-    return int(found[1]), min(int(found[2]) + 1 if found[2] else file.size, file.size)
-
-
-def _is_resume(asked: str, file: File) -> bool:
-    """Whether the client may have the bytes before this range, and wants the rest."""
-    found = _asked_extent(asked, file)
-    return found is not None and 0 < found[0] < found[1] == file.size
-
-
-def _has_end(asked: str) -> bool:
-    """Whether the range says where it ends."""
-    found = _RANGE.fullmatch(asked.strip())
-    return found is not None and bool(found[2])
 
 
 def _resumes_anywhere(request: Request) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from cachd.model import File, Manifest, commit_of
-from cachd.model.hub import lfs_pointer_id
+from cachd.model.hub import lfs_pointer, lfs_pointer_id
 
 PAGE = 1000  # entries of a tree in one answer, as on the Hub
 
@@ -81,18 +81,24 @@ def _entry(file: File) -> dict[str, Any]:
 
 def _oid(file: File) -> str:
     """The git id of a file or of its LFS pointer; 40 other digits if its source has neither."""
-    if file.digest is not None and file.digest.algorithm == "git-sha1":
-        return file.digest.hex
+    if (git_id := _git_id(file)) is not None:
+        return git_id
     sha256 = file.known_sha256
     return lfs_pointer_id(sha256.hex, file.size) if sha256 else _opaque(str(file.stated))
 
 
+def _git_id(file: File) -> str | None:
+    """The git id that its source states; None for a file in LFS, or of a source without git."""
+    return file.digest.hex if file.digest is not None and file.digest.algorithm == "git-sha1" else None
+
+
 def _lfs(file: File) -> dict[str, Any] | None:
     """What git-lfs knows of a large file; None if the commit has the file itself."""
-    if not (file.digest is None or file.digest.algorithm != "git-sha1") or file.known_sha256 is None:
+    sha256 = file.known_sha256
+    if _git_id(file) is not None or sha256 is None:
         return None
-    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize {file.size}\n"
-    return {"oid": file.known_sha256.hex, "size": file.size, "pointerSize": len(pointer)}
+    pointer = lfs_pointer(sha256.hex, file.size)
+    return {"oid": sha256.hex, "size": file.size, "pointerSize": len(pointer)}
 
 
 def _opaque(text: str) -> str:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import escape
 
 import structlog
@@ -199,8 +199,7 @@ class Repositories:
         if owner is None or owner == spec:
             return spec
         digits = hashlib.sha256(str(spec).encode()).hexdigest()[:8]
-        name = f"{spec.name[: LONGEST_NAME - len(digits) - 1]}-{digits}"
-        return ModelSpec(spec.ref, name, spec.include, spec.exclude, spec.hub_id, spec.weights)
+        return replace(spec, name=f"{spec.name[: LONGEST_NAME - len(digits) - 1]}-{digits}")
 
     def _listed(self, repo: str, revision: str, pull: Pull) -> Revision:
         manifest = self._manifest(pull)

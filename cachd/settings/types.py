@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from ipaddress import ip_network
 from typing import Annotated, Literal
 
@@ -55,11 +56,10 @@ def listens(value: object) -> object:
 def _hub_listen(text: str) -> str:
     """An address of the Hub endpoint. `:8471` stands for all IPv4 addresses of the node."""
     full = f"0.0.0.0{text}" if text.startswith(":") else text  # noqa: S104 - as the operator asks
-    try:
-        listener = Listener.parse(full)
-    except Invalid as error:
-        raise ValueError("write HOST:PORT, such as 10.0.0.7:8471 or [::]:8471, or :PORT") from error
-    if not isinstance(listener.at, Address) or full != str(listener.at):
+    at: object = None
+    with suppress(Invalid):
+        at = Listener.parse(full).at
+    if not isinstance(at, Address) or full != str(at):
         raise ValueError("write HOST:PORT, such as 10.0.0.7:8471 or [::]:8471, or :PORT")
     return full
 

@@ -71,7 +71,7 @@ class Copies:
 
     @property
     def shares_blocks(self) -> bool:
-        """Whether copies take no disk blocks. Counts as no while a full disk hides the answer."""
+        """Whether copies take no disk blocks: tried at the first call; no while a full disk hides it."""
         with self._lock:
             if self._can_clone is None:
                 self._can_clone = can_clone(self._layout.staging / "clone")
@@ -79,7 +79,7 @@ class Copies:
 
     def places(self) -> list[str]:
         """The paths of all copies that take disk blocks of their own."""
-        return [] if self.shares_blocks else list(self.all_places())
+        return list(self.all_places()) if self._places and not self.shares_blocks else []
 
     def all_places(self) -> set[str]:
         """The paths of all copies. They need not be there."""
@@ -96,7 +96,7 @@ class Copies:
 
     def lacking(self, manifest: Manifest) -> int:
         """Bytes of disk that the copies of a manifest still need. Both views count."""
-        if self.shares_blocks or not manifest.copied:
+        if not manifest.copied or self.shares_blocks:
             return 0
         tops = self._tops.get(manifest.id, [])
         unknown = max(_VIEWS - len(tops), 0)
@@ -104,11 +104,13 @@ class Copies:
 
     def all_of(self, manifest: Manifest) -> int:
         """Bytes of disk that all copies of a manifest take, if there are none yet."""
-        return 0 if self.shares_blocks else sum(f.size for f in _copied(manifest)) * _VIEWS
+        files = _copied(manifest)
+        return sum(f.size for f in files) * _VIEWS if files and not self.shares_blocks else 0
 
     def taken(self, manifest: str) -> int:
         """Bytes of disk that the copies of a snapshot take now."""
-        return 0 if self.shares_blocks else sum(map(blocks_of, self.of(manifest)))
+        places = self.of(manifest)
+        return sum(map(blocks_of, places)) if places and not self.shares_blocks else 0
 
     def read_by_pods(self, manifest: Manifest) -> dict[str, int]:
         """The files whose pages pods use, with their sizes: blobs, and copies of the plain view."""
@@ -333,14 +335,6 @@ def _name(blob: Digest) -> str:
 def _shown_in(layout: Layout, manifest: Manifest, folder: str) -> list[str]:
     """The directories of a manifest in both views."""
     return [str(layout.tree(manifest.id)), str(layout.commit(folder, commit_of(manifest)))]
-
-
-def inode_of(place: str) -> int:
-    """The inode number of what is at a place of a copy; 0 if nothing is. Raises OSError."""
-    try:
-        return os.lstat(place).st_ino
-    except (FileNotFoundError, NotADirectoryError):
-        return 0
 
 
 def _is_single(place: str) -> bool:

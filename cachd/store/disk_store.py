@@ -62,9 +62,7 @@ class DiskStore:
         term: Term | None = None,
         use_is_unknown: bool = False,
     ) -> None:
-        self.layout, self._term = Layout(root), term
-        if term:
-            self.layout = Layout(root, term.work)
+        self.layout, self._term = Layout(root, term.work) if term else Layout(root), term
         check_root(root)
         check_disk(root, at_least=disk_at_least)
         with durable.disk_errors(root):

@@ -107,11 +107,16 @@ def _blocks(paths: Iterable[str], seen: set[int]) -> int:
     total = 0
     for path in paths:
         with suppress(FileNotFoundError, NotADirectoryError):
-            status = os.lstat(path)
-            if status.st_ino not in seen:
-                seen.add(status.st_ino)
-                total += status.st_blocks * 512
+            total += _blocks_once(os.lstat(path), seen)
     return total
+
+
+def _blocks_once(status: os.stat_result, seen: set[int]) -> int:
+    """Bytes of disk of an inode; 0 if it is in `seen`, to which it is added."""
+    if status.st_ino in seen:
+        return 0
+    seen.add(status.st_ino)
+    return status.st_blocks * 512
 
 
 def _allocated(directory: Path | str, seen: set[int]) -> int:
@@ -123,8 +128,5 @@ def _allocated(directory: Path | str, seen: set[int]) -> int:
                 total += _allocated(entry.path, seen)
                 continue
             with suppress(FileNotFoundError):
-                status = entry.stat(follow_symlinks=False)
-                if status.st_ino not in seen:
-                    seen.add(status.st_ino)
-                    total += status.st_blocks * 512
+                total += _blocks_once(entry.stat(follow_symlinks=False), seen)
     return total

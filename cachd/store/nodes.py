@@ -40,7 +40,7 @@ from cachd.kernel.periodic import Periodic
 from cachd.model import SizeOrPercent
 from cachd.store.layout import PRIVATE_DIRECTORY, Layout
 from cachd.store.root_lock import take_shared_lock
-from cachd.store.takeover import Takeover, formers_in
+from cachd.store.takeover import Takeover, formers_in, move_ingests
 
 log = structlog.get_logger(__name__)
 
@@ -222,9 +222,7 @@ class Term:
             self._lock = None
 
     def _hand_over(self, error: Mapping[str, Any] | None) -> None:
-        for ingest in self._layout.ingests.iterdir():
-            if not (self._common.ingests / ingest.name).exists():
-                durable.move(ingest, self._common.ingests / ingest.name)
+        move_ingests(self._layout, self._common)
         # A takeover that was interrupted stays for the next writer: it may have partial downloads.
         places = [self._place / name for name in _WORK] if formers_in(self._place) else [self._place]
         for place in places:

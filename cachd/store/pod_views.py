@@ -167,8 +167,7 @@ class PodViews:
             return None
         commit = commit_of(gone)
         for folder in self._manifests.shown_in(manifest):
-            shown = _shown(self._sharing(folder, commit))
-            left = {**shown.files, **self._shown_unnamed(folder, commit, but=manifest)}
+            left = self._shown_without(gone, folder, commit).files
             self._hub.narrow(folder, commit, [f.path for f in gone.files], left)
             self.repair_branches(folder)
         self._addresses.remove(manifest, gone.revision)
@@ -204,10 +203,14 @@ class PodViews:
         """Replace copies of a snapshot that goes by links where another snapshot shows the file."""
         commit = commit_of(gone)
         for folder in self._manifests.shown_in(gone.id):
-            shown = _shown(self._sharing(folder, commit))
-            left = {**shown.files, **self._shown_unnamed(folder, commit, but=gone.id)}
-            linked = {p: left[p] for p in gone.copied if p in left and p not in shown.copied}
+            left = self._shown_without(gone, folder, commit)
+            linked = {p: left.files[p] for p in gone.copied if p in left.files and p not in left.copied}
             self._hub.show_links(folder, commit, linked)
+
+    def _shown_without(self, gone: Manifest, folder: str, commit: str) -> Shown:
+        """What the directory of a commit shows once a snapshot without a name goes."""
+        left = _shown(self._sharing(folder, commit))
+        return replace(left, files={**left.files, **self._shown_unnamed(folder, commit, but=gone.id)})
 
     def _next_branches(self, snapshot: Snapshot) -> dict[str, str]:
         """The branches of its folder once this snapshot is ready under its name."""

@@ -21,7 +21,7 @@ from cachd.kernel import durable
 from cachd.model import Digest, File, Manifest, ModelSpec, Snapshot
 from cachd.store import catalog
 from cachd.store.catalog import Quarantine
-from cachd.store.copies import inode_of
+from cachd.store.content.blobs import inode_of
 from cachd.store.index import Index
 from cachd.store.pod_views import PodViews
 from cachd.store.scrub import Replaced

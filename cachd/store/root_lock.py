@@ -23,6 +23,7 @@ log = structlog.get_logger(__name__)
 
 _LONGEST_NOTE_BYTES = 300
 _NOTE_AGAIN_SECONDS = 0.2
+_LOCKED_HINT = "stop that process, or use another root (--root); a daemon pulls without --direct"
 
 
 def take_lock(path: Path) -> int:
@@ -31,13 +32,7 @@ def take_lock(path: Path) -> int:
     Raises InUse if another process holds the root. Some network file systems have no locks, or grant the same
     lock to several nodes. So the note is checked even if the lock was granted.
     """
-    with durable.disk_errors(path):
-        fd = durable.open_file(path, os.O_RDWR | os.O_CREAT)
-    refused: OSError | None = None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        refused = error
+    fd, refused = _tried(path, fcntl.LOCK_EX)
     holder, _, note = os.pread(fd, _LONGEST_NOTE_BYTES, 0).decode(errors="replace").partition("\n")
     is_taken = isinstance(refused, BlockingIOError)
     status = os.fstat(fd)
@@ -48,7 +43,7 @@ def take_lock(path: Path) -> int:
         raise InUse(
             f"another cachd ({holder or 'unknown'}, since {since}) uses {path.parent.parent}",
             code="root_locked",
-            hint="stop that process, or use another root (--root); a daemon pulls without --direct",
+            hint=_LOCKED_HINT,
         ) from refused
     if refused:
         log.warning(
@@ -67,13 +62,7 @@ def take_shared_lock(path: Path) -> int:
     process uses the root alone: by its lock, or on this node by its note, because some file systems have no
     locks.
     """
-    with durable.disk_errors(path):
-        fd = durable.open_file(path, os.O_RDWR | os.O_CREAT)
-    refused: OSError | None = None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:
-        refused = error
+    fd, refused = _tried(path, fcntl.LOCK_SH)
     by = holder(path)
     if by or isinstance(refused, BlockingIOError):
         by = by or os.pread(fd, _LONGEST_NOTE_BYTES, 0).decode(errors="replace").partition("\n")[0]
@@ -81,11 +70,25 @@ def take_shared_lock(path: Path) -> int:
         raise InUse(
             f"another cachd ({by or 'unknown'}) uses {path.parent.parent} alone",
             code="root_locked",
-            hint="stop that process, or use another root (--root); a daemon pulls without --direct",
+            hint=_LOCKED_HINT,
         ) from refused
     if refused:
         log.debug("the file system does not support locks", root=str(path.parent.parent), reason=str(refused))
     return fd
+
+
+def _tried(path: Path, lock: int) -> tuple[int, OSError | None]:
+    """The descriptor of the lock file, and why flock refused `lock` (LOCK_EX or LOCK_SH); None if it did not.
+
+    BlockingIOError: another process has a lock. Any other error: the file system has no locks.
+    """
+    with durable.disk_errors(path):
+        fd = durable.open_file(path, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(fd, lock | fcntl.LOCK_NB)
+    except OSError as error:
+        return fd, error
+    return fd, None
 
 
 def wait_until_free(path: Path) -> None:

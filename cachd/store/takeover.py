@@ -43,10 +43,7 @@ class Takeover:
     def run(self) -> None:
         """Fence the former writers, and take over their partial downloads."""
         self._fence()
-        for ingest in self._common.ingests.iterdir():
-            if not (self._layout.ingests / ingest.name).exists():
-                self._check()
-                durable.move(ingest, self._layout.ingests / ingest.name)
+        move_ingests(self._common, self._layout, self._check)
         self._take_leftovers()
         formers = formers_in(self._place)
         for former in formers:
@@ -122,6 +119,14 @@ class Takeover:
                 log.warning("partial download not taken over", ingest=ingest.name, reason=str(error))
                 durable.remove_tree(staged)
         _delete(ingest)
+
+
+def move_ingests(source: Layout, target: Layout, check: Callable[[], object] = lambda: None) -> None:
+    """Move the partial downloads that `target` lacks. `check` is called before each. Raises OSError."""
+    for ingest in source.ingests.iterdir():
+        if not (target.ingests / ingest.name).exists():
+            check()
+            durable.move(ingest, target.ingests / ingest.name)
 
 
 def formers_in(place: Path) -> list[Path]:

@@ -9,7 +9,7 @@ import structlog
 from cachd.errors import CachdError
 from cachd.metrics import Metrics
 from cachd.model import File
-from cachd.store.copies import inode_of
+from cachd.store.content.blobs import inode_of
 from cachd.store.digests import NO_SHA256, Hasher, in_order
 from cachd.store.scrub import Replaced, verify_blob
 from cachd.store.scrub_log import ScrubLog

@@ -137,13 +137,7 @@ _OF_TORCH = (
     ),
 )
 _OF_ONNX = (
-    Client(
-        "onnx",
-        "onnx",
-        "onnx",
-        ONNX,
-        "onnx_check",
-    ),
+    Client("onnx", "onnx", "onnx", ONNX, "onnx_check"),
     Client("ONNX Runtime", "onnx", "onnxruntime", ONNX, "onnx_runtime"),
 )
 _OF_LLAMA = (

@@ -54,10 +54,7 @@ class Blobs:
 
     def inode(self, blob: Digest) -> int:
         """The inode number of the blob's file; 0 when there is no such file."""
-        try:
-            return os.lstat(self.at(blob)).st_ino
-        except FileNotFoundError:
-            return 0
+        return inode_of(self.at(blob))
 
     def alike(self, file: File) -> Digest | None:
         """A blob under another name that has the file's content.
@@ -131,6 +128,14 @@ class Blobs:
         """Forget what is known of a blob that was removed."""
         self.hashes.forget(blob)
         self.proven.forget(blob)
+
+
+def inode_of(path: Path | str) -> int:
+    """The inode number of what is at a path; 0 if nothing is. Raises OSError."""
+    try:
+        return os.lstat(path).st_ino
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
 
 
 def blocks_of(path: Path | str) -> int:

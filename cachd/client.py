@@ -142,7 +142,7 @@ class Client:
         return await self._call("GET", f"/v1/models/{check_name(name)}/preflight")
 
     async def preflight_ref(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """What engines would find in a model that is not here. `asked`: as for `resolve`."""
+        """Examine a model that is not here. Returns its report. `asked`: as for `resolve`."""
         return await self._call("POST", "/v1/preflight", json=asked)
 
     async def resolve(self, asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def _options_here(config_file: Path | None, root: Path | None, answer: Reported 
 def _answer(
     server: str | None, address: str, token_file: Path | None, seconds: float, config_file: Path | None
 ) -> Reported | Unreachable:
-    """What the daemon at `address` reports, or the error of a daemon that does not answer.
+    """Ask the daemon at `address` for its report. Returns the report, or the error if it does not answer.
 
     The address may come from this node's configuration. If a file of that configuration, such as the
     certificate, cannot be used, the daemon counts as unreachable. Other checks report the file.

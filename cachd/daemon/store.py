@@ -33,7 +33,7 @@ _LEASED_SECONDS, _LEASED_AGAIN_SECONDS = 60.0, 0.5  # longer than fs.lease-break
 
 @dataclass(frozen=True, slots=True)
 class Sharing:
-    """How a root on a shared volume is used.
+    """The use of a root on a shared volume.
 
     `term`: the right to write there; without it, this process uses the root alone. `force`: evict and delete
     models although other nodes may use them.

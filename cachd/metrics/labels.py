@@ -30,7 +30,7 @@ _SIZE_CLASSES = ((1e9, "<1GB"), (1e10, "1-10GB"), (1e11, "10-100GB"), (float("in
 
 
 class Signal(StrEnum):
-    """What cachd writes into Kubernetes about its node."""
+    """A signal about its node that cachd writes to Kubernetes."""
 
     labels = "labels"
     condition = "condition"

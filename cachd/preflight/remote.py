@@ -22,7 +22,7 @@ _COMPLETE_BYTES = 2 << 20  # up to so many, a file is read completely where the 
 class SourceContents:
     """The files of a manifest at their source. The bytes are not verified: only a pull does that.
 
-    What the budget does not cover counts as unread, and all that follows once `cancel_token` is cancelled.
+    Reads that exceed the budget raise UnreadError, and so do all reads once `cancel_token` is cancelled.
     """
 
     def __init__(self, manifest: Manifest, source: Source, cancel_token: CancelToken) -> None:

@@ -14,7 +14,7 @@ _RETRY_SECONDS = 5
 
 
 class Sink(Protocol):
-    """Where the bytes of a body go."""
+    """The receiver of the bytes of a body."""
 
     def send_file(self, fd: int, offset: int, count: int) -> None:
         """Send `count` bytes of an open file from `offset` on. Raises ConnectionError if the client left."""
@@ -97,7 +97,7 @@ def no_entry(path: str, commit: str) -> Answer:
 def refused(error: CachdError, repo: str) -> Answer:
     """The answer for an error of cachd, in the words of the Hub where it has some.
 
-    What the lists of the operator refuse does not exist for clients.
+    A repository that the operator's lists refuse is answered as one that does not exist.
     """
     if error.code == "revision_not_found":
         return refusal(404, error.detail, "RevisionNotFound")

@@ -25,7 +25,7 @@ _ATTEMPT = ".attempt"
 
 
 class Kind(enum.Enum):
-    """What a call asks for."""
+    """The subject of a call."""
 
     info = enum.auto()
     tree = enum.auto()

@@ -66,7 +66,7 @@ class _Said:
 
 
 class Tokens:
-    """What the Hub says about tokens of callers, remembered for a while. Safe from any thread.
+    """Asks the Hub about tokens of callers, and remembers its answers for a while. Safe from any thread.
 
     Callers with the same question share one request. No token is kept, only its hash. The Hub is asked about
     8 questions at a time, and 60 a minute of each peer.

@@ -19,7 +19,7 @@ def etag_of(file: File) -> str:
 
 
 def info(repo: str, manifest: Manifest, *, blobs: bool) -> dict[str, Any]:
-    """What a repository has at one commit. `blobs`: with the size and the digest of each file."""
+    """The description of a repository at one commit. `blobs`: with the size and digest of each file."""
     commit = commit_of(manifest)
     return {
         "_id": hashlib.sha256(repo.encode()).hexdigest()[:24],
@@ -93,7 +93,7 @@ def _git_id(file: File) -> str | None:
 
 
 def _lfs(file: File) -> dict[str, Any] | None:
-    """What git-lfs knows of a large file; None if the commit has the file itself."""
+    """The description of a file in git-lfs; None if the commit has the file itself."""
     sha256 = file.known_sha256
     if _git_id(file) is not None or sha256 is None:
         return None

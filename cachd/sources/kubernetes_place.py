@@ -1,4 +1,4 @@
-"""Where a server of Kubernetes answers, and what the service account of this pod shows to it."""
+"""The address of a server of Kubernetes, and the token that this pod sends to it."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ class _WorkLayout:
         return f"{self.root}/{self.work}/ingest/{digest.algorithm}-{digest.hex}-{size}"
 
     def staged_blob_at(self, digest: Digest) -> str:
-        """Where a small blob is written before it gets its name; text."""
+        """The path at which a small blob is written before it gets its name, as text."""
         return f"{self.root}/{self.work}/staging/{digest.algorithm}-{digest.hex}"
 
 

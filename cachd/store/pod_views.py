@@ -208,7 +208,7 @@ class PodViews:
             self._hub.show_links(folder, commit, linked)
 
     def _shown_without(self, gone: Manifest, folder: str, commit: str) -> Shown:
-        """What the directory of a commit shows once a snapshot without a name goes."""
+        """The content of a commit's directory without a snapshot that has no name and goes."""
         left = _shown(self._sharing(folder, commit))
         return replace(left, files={**left.files, **self._shown_unnamed(folder, commit, but=gone.id)})
 
@@ -239,7 +239,7 @@ class PodViews:
 
 
 def _shown(sharing: Iterable[Manifest]) -> Shown:
-    """What the directory of one commit shows.
+    """The content of the directory of one commit.
 
     The last of `sharing` wins. A file that patterns left out is in neither, unless another snapshot has it.
     """

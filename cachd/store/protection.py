@@ -30,7 +30,7 @@ class InUseBy(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class UseRules:
-    """What counts as in use beside what the kernel reports.
+    """The snapshots that count as in use although the kernel reports no open file.
 
     `keep_opened_seconds`: a snapshot whose files were opened so lately. `is_unknown`: every snapshot, because
     the root is on a shared volume, and this kernel does not know what other nodes use.

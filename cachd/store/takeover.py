@@ -130,7 +130,7 @@ def move_ingests(source: Layout, target: Layout, check: Callable[[], object] = l
 
 
 def formers_in(place: Path) -> list[Path]:
-    """What former writers had, and the writer with this work directory has not deleted."""
+    """The work directories of former writers that the writer with this one has not deleted yet."""
     return [path for path in place.glob("former-*") if _FORMER.fullmatch(path.name)]
 
 
@@ -140,7 +140,7 @@ def _number_of(former: Path) -> int:
 
 
 def _modified(ingest: Path) -> float:
-    """When its data were last written, to compare partial downloads; 0 if it has none."""
+    """The time of the last write to its data, to compare partial downloads; 0 if it has none."""
     try:
         return (ingest / "data").stat().st_mtime
     except OSError:

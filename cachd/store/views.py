@@ -38,7 +38,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What the directory of one commit shows in the Hub view, for all snapshots of the commit.
+    """The content of a commit's directory in the Hub view, for all snapshots of the commit.
 
     `files`: by path. `copied`: the paths that are copies. `absent`: what the commit is known not to have.
     """

@@ -35,7 +35,7 @@ _VERIFIED, _TOKEN = "verified", "attempt"
 
 
 class Offer:
-    """What readers may have of one blob before it is verified. Safe from any thread.
+    """The bytes of one blob that readers may have before it is verified. Safe from any thread.
 
     `size`: bytes of the blob. `directory`: of its ingest. `record`: the path of its file in streamed/, one of
     `records`. An ingest opens the offer, adds to it and ends it; readers claim, wait and read.
@@ -190,7 +190,7 @@ class Offer:
             return self._record.exists()
 
     def until(self, attempt: int, offset: int) -> int | None:
-        """Where the bytes from `offset` on end that a reader of an attempt may have; None if it is over."""
+        """The end of the bytes from `offset` on that a reader of an attempt may have; None if it is over."""
         with self._changed:
             if self._is_open and self._attempt != attempt:
                 return None

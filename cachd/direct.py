@@ -116,7 +116,7 @@ def _pull_in_term(asked: _Asked, options: Config, sharing: Sharing, update: Upda
         term.begin(reserve_free=0 if reserve == "auto" else reserve)
         return _pull(asked, options, sharing, update)
     except CachdError as error:
-        final = error.as_document() if _is_for_all(error) else None
+        final = error.as_document() if is_for_all(error) else None
         raise
     finally:
         try:
@@ -125,7 +125,7 @@ def _pull_in_term(asked: _Asked, options: Config, sharing: Sharing, update: Upda
             log.warning("shared volume not given up: the next process waits longer", reason=str(error))
 
 
-def _is_for_all(error: CachdError) -> bool:
+def is_for_all(error: CachdError) -> bool:
     """Whether a pull of the same model by another process fails, too.
 
     It is about the source or the model, not about the time, the token, the options or the node of this one.

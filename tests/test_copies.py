@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
@@ -356,6 +357,30 @@ def test_a_copy_that_somebody_changed_or_deleted_is_noticed_and_its_blob_not_sus
     assert names_below(root / ".cachd/damaged") == set()
     pulled.pull("hf://org/model", name="m")
     assert_shown(root, commit=store.names.ready("m").commit)
+
+
+def test_a_repair_of_a_model_that_has_links_makes_no_copies_for_which_there_may_be_no_space(
+    node: Callable[..., Node], hub: Hub
+) -> None:
+    """Older versions published all files as links, and their ready files have no `copy`."""
+    hub.add("org/model", FILES)
+    running = node(hf_endpoint=hub.url)
+    running.pull("hf://org/model", name="m", copy=[])
+    assert running.ready("m").status == 200
+    running.kill()
+    ready = running.root / "ready/m.json"
+    older = json.loads(ready.read_bytes())
+    assert older.pop("copy") == []
+    ready.write_text(json.dumps(older))
+    running.start()
+    link = running.root / "models/m" / DATA
+    link.chmod(0o644)
+    link.write_bytes(b"damaged")
+    running.ask("POST", "/v1/models/m/verify")
+    running.wait_for("repaired", name="m")
+    assert running.ready("m").status == 200
+    assert link.read_bytes() == FILES[DATA]
+    assert link.stat().st_nlink > 1, "it is a link, as before"
 
 
 def test_a_pull_pays_for_copies_that_the_same_snapshot_has_under_another_name(

@@ -16,18 +16,30 @@ from typing import Any
 
 import pytest
 
+from cachd.direct import is_for_all
 from cachd.errors import (
     CachdError,
+    Corrupt,
+    DiskFailed,
+    Forbidden,
     InUse,
+    Invalid,
+    NotFound,
+    TooBig,
+    Unauthorized,
+    UnsafeRoot,
+    WaitTimeout,
 )
 from cachd.kernel import durable
 from cachd.kernel.periodic import Periodic
 from cachd.model import Extent
 from cachd.store import root_lock, takeover
 from cachd.store.disk_store import DiskStore
+from cachd.store.layout import Layout
 from cachd.store.nodes import DEAD_SECONDS, Nodes, Term, end_dead_writer, newest_number
 from cachd.store.publish import Publisher
 from cachd.store.root import make_directories
+from cachd.store.takeover import Takeover, formers_in
 from cachd.store.withdrawals import Withdrawals
 from tests.ground.models import noise
 from tests.ground.pause import paused_before
@@ -290,6 +302,61 @@ def test_downloads_survive_two_writers_that_die_one_after_the_other(shared: Path
         stopped(terms[1])
         with writing(shared) as third, closing(third.content.begin(file)) as ingest:
             assert ingest.resumed == half.size
+    assert not list((shared / ".cachd/nodes").glob("*.work"))
+
+
+@pytest.mark.parametrize(
+    ("error", "concerns_all"),
+    [
+        (NotFound("no such file"), True),
+        (Corrupt("other bytes"), True),
+        (TooBig("too big"), True),
+        (Invalid("no such ref"), True),
+        (Invalid("no root", code="bad_root"), False),
+        (WaitTimeout("late"), False),
+        (Unauthorized("no token"), False),
+        (Forbidden("wrong token"), False),
+        (UnsafeRoot("mode 0777"), False),
+        (DiskFailed("read error"), False),
+        (InUse("fenced"), False),
+    ],
+    ids=lambda each: each.code if isinstance(each, CachdError) else "",
+)
+def test_an_error_of_one_pod_alone_is_no_answer_to_those_that_wait(
+    error: CachdError, concerns_all: bool
+) -> None:
+    assert is_for_all(error) == concerns_all
+
+
+@pytest.mark.parametrize("follower", [lambda root: writing(root), DiskStore], ids=["writer", "alone"])
+def test_a_takeover_that_is_interrupted_loses_no_download(
+    shared: Path, follower: Callable[[Path], Any]
+) -> None:
+    content = noise(100 * KIB)
+    file, half = file_of(content), Extent(0, 50 * KIB)
+    first = taken(shared)
+    with DiskStore(shared, term=first) as store, closing(store.content.begin(file)) as ingest:
+        write(ingest, content[: half.stop], half)
+    killed(first)
+    nodes = Nodes(shared)
+    nodes.writer()
+    second = nodes.take("m", {}, fenced=lambda: None)
+    assert second is not None
+    work = Layout(shared, second.work)
+    for directory in (work.ingests, work.staging, work.trash):
+        directory.mkdir(parents=True)
+    (shared / ".cachd/staging/left").touch()  # it is asked about once the former writer is fenced
+
+    def interrupted() -> None:
+        if formers_in(work.ingests.parent):
+            raise KeyboardInterrupt  # as at SIGTERM
+
+    with pytest.raises(KeyboardInterrupt), closing_term(second):
+        Takeover(work, second.number, interrupted, reserve_free=0).run()
+    assert nodes.writer() is None
+    assert nodes.has_ended(second.number)
+    with follower(shared) as third, closing(third.content.begin(file)) as ingest:
+        assert ingest.resumed == half.size
     assert not list((shared / ".cachd/nodes").glob("*.work"))
 
 

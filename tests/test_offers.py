@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cachd.errors import DiskFailed
 from cachd.model import Digest, Extent, File
 from cachd.store.content import ContentStore
 from cachd.store.content.offers import Offers
@@ -105,6 +106,21 @@ def test_an_ingest_that_lost_its_journal_is_another_attempt(layout: Layout) -> N
         (ingest.directory / lost).unlink()
     again, offer = begun(layout)
     receive(again, 0)
+    assert offer.claim() == 2
+    again.close()
+
+
+def test_a_removal_that_stops_halfway_has_ended_the_attempt(layout: Layout) -> None:
+    store, file = ContentStore(layout), file_of()
+    ingest = store.begin(file)
+    receive(ingest, 0)
+    assert ingest.offer.claim() == 1
+    ingest.close()
+    layout.trash.rmdir()
+    layout.trash.touch()  # nothing can be moved there
+    with pytest.raises(DiskFailed):
+        store.removal.drop_ingest(file.blob)
+    again, offer = begun(layout)
     assert offer.claim() == 2
     again.close()
 

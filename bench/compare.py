@@ -4,7 +4,7 @@ Both run with this interpreter, in turn, and who is first changes with each pair
 
     pull      one file of 512 MiB, verified by its sha256, from asking until it is ready
     small     a model of 2,000 files of 4 KiB
-    answers   4,000 `/ready` answers on 4 connections while a file of 512 MiB is pulled again and again,
+    answers   40,000 `/ready` answers on 4 connections while a file of 512 MiB is pulled again and again,
               limited to 200 MiB/s, so that both checkouts pull the same amount meanwhile
     start     from exec until it listens, over the root of all that was pulled
 
@@ -34,7 +34,7 @@ PAIRS = 15
 SLOWER = 0.95
 STUDENT = {5: 2.571, 10: 2.228, 14: 2.145, 20: 2.086, 30: 2.042}  # 97.5 % quantiles by degrees of freedom
 BIG, SMALL_FILES = 512 * MIB, 2000
-ANSWERS, CONNECTIONS = 4000, 4
+ANSWERS, CONNECTIONS = 40_000, 4
 MEASURES = ("pull", "small", "answers", "start")
 OPTIONS = {"scrub_bytes_per_second": 0}
 SLOWLY = {"limit_bytes_per_second": 200 * MIB}

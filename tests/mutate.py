@@ -6,9 +6,8 @@ tests that know the module best then run in the copy until one fails. `Related` 
 what they import, by their names, and by how many names of the module they use that few other files use. What
 a file knows of the importers of the module counts half.
 
-Each file of tests first runs once without a bug, and reach.py records which code it runs. A file is not used
-if it fails then, or does not run the changed line. The time of the others sets the deadline. A bug whose run
-exceeds the deadline counts as killed: it makes the tests hang. A bug may delete files that it should not, so
+A bug is killed by a test that fails or hangs with it, passes alone without it, and fails or hangs alone with
+it. Several bugs are tried at once, each in a copy of its own. A bug may delete files that it should not, so
 run this as root only on a machine that you can throw away.
 
 The exit status is 0 if at least 95 % of the bugs are killed.
@@ -19,8 +18,8 @@ from __future__ import annotations
 import argparse
 import ast
 import itertools
-import math
 import os
+import queue
 import random
 import re
 import shutil
@@ -31,12 +30,11 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence, Set
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from tests.reach import Reach
 
 PROJECT = Path(__file__).parent.parent
 WHERE = ("store", "kernel", "sources", "transfer", "upkeep", "policy", "api", "config", "daemon")
@@ -46,7 +44,11 @@ ABOUT_PROJECT = re.compile(  # these tests read the project's files; a bug does 
     r"|test_(layers|lock|mutate|readme|runs|security|words)\.py$"
 )
 MAX_FILES = 25  # of tests, considered for a module
-TRIES = 4  # a bug waits for first runs of files for at most this many times its own time
+AT_ONCE = 5  # files that one pytest reads
+ALONE_SECONDS = 120.0  # for one test without a bug
+GRACE_SECONDS = 30.0  # a test that hangs runs so much longer than three times its time without the bug
+NOT_READ, NO_TESTS = "", 5  # NO_TESTS is one of pytest's statuses
+PLUGIN = PROJECT / "tests/ground/began.py"
 NOT_COPIED = shutil.ignore_patterns(".git", ".venv*", ".cache", ".demo", "__pycache__", "results")
 TURNED: dict[type[ast.cmpop], str] = {
     ast.Lt: "<=",
@@ -231,84 +233,101 @@ def _used(tree: ast.Module) -> set[str]:
 
 
 class Copy:
-    """A copy of the project, in which the tests run."""
+    """A copy of the project, in which the tests run, within a directory of its own."""
 
-    def __init__(self, project: Path, root: Path) -> None:
-        self.root = root
-        shutil.copytree(project, root, ignore=NOT_COPIED, symlinks=True)
+    def __init__(self, project: Path, place: Path) -> None:
+        self.root = place / "project"
+        shutil.copytree(project, self.root, ignore=NOT_COPIED, symlinks=True)
+        self._place, self._began = place, place / "began"
+        shutil.copy(PLUGIN, place)
         self._stamps = itertools.count(int(time.time()) - 10**8)
 
-    def write(self, module: str, content: bytes) -> None:
+    @contextmanager
+    def having(self, bug: Bug) -> Iterator[None]:
+        """Inside, the copy has the bug."""
+        text = (self.root / bug.module).read_bytes()
+        self._write(bug.module, bug.put_in(text))
+        try:
+            yield
+        finally:
+            self._write(bug.module, text)
+
+    def failure(self, tests: Sequence[str], seconds: float, *options: str) -> str | None:
+        """The first test that fails, or that still runs after so many seconds; None if all pass.
+
+        It is NOT_READ if pytest did not begin with any test.
+        """
+        self._began.write_text(NOT_READ)
+        place = f"--basetemp={self._place}/pytest"
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not alone", "-p", PLUGIN.stem, place]
+        env = {**os.environ, "PYTHONPATH": f"{self.root}:{self._place}", "BEGAN": str(self._began)}
+        quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        pytest = [*command, *options, *tests]
+        running = subprocess.Popen(pytest, cwd=self.root, env=env, start_new_session=True, **quiet)
+        try:
+            passed = running.wait(seconds) in (0, NO_TESTS)
+        except subprocess.TimeoutExpired:
+            passed = False
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(running.pid, signal.SIGKILL)  # its own group: all that it started, and nothing else
+            running.wait()
+        return None if passed else self._began.read_text()
+
+    def killer(self, bug: Bug, tests: Sequence[str], seconds: float) -> str | None:
+        """The test that kills a bug, of those that run in this time; None if none does."""
+        until, spared = time.monotonic() + seconds, list[str]()
+        for some in (tests[at : at + AT_ONCE] for at in range(0, len(tests), AT_ONCE)):
+            while (left := until - time.monotonic()) > 0:
+                with self.having(bug):
+                    suspect = self.failure(some, left, *(f"--deselect={test}" for test in spared))
+                if suspect is None:
+                    break
+                if self._is_proved(bug, suspect, some, grace_seconds=min(GRACE_SECONDS, seconds)):
+                    return suspect if suspect != NOT_READ else f"{some[0]} and others cannot be read"
+                if suspect == NOT_READ:
+                    break
+                spared.append(suspect)
+        return None
+
+    def _is_proved(self, bug: Bug, suspect: str, tests: Sequence[str], *, grace_seconds: float) -> bool:
+        """Whether a test passes alone without the bug, and not with it."""
+        alone = [*tests, "--collect-only"] if suspect == NOT_READ else [suspect]
+        began = time.monotonic()
+        if self.failure(alone, ALONE_SECONDS) is not None:
+            return False
+        deadline = grace_seconds + 3 * (time.monotonic() - began)
+        with self.having(bug):
+            return self.failure(alone, deadline) is not None
+
+    def _write(self, module: str, content: bytes) -> None:
         """Each write sets another modification time, so that Python uses no bytecode of an earlier one."""
         path, stamp = self.root / module, next(self._stamps)
         path.write_bytes(content)
         os.utime(path, (stamp, stamp))
 
-    def failure(self, tests: Sequence[str], seconds: float) -> str:
-        """The first test that fails, or that the run hangs; empty if all pass or there is none to run."""
-        place = f"--basetemp={self.root.parent}/pytest"
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not alone", place, *tests]
-        env = {**os.environ, "PYTHONPATH": str(self.root)}
-        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        running = subprocess.Popen(command, cwd=self.root, env=env, start_new_session=True, **pipes)
+
+def verdicts(
+    project: Path, found: Sequence[Bug], seconds: float, jobs: int
+) -> Iterator[tuple[Bug, str | None]]:
+    """Each bug and what killed it, as they end; the killer is empty if no file of tests knows the module."""
+    related, copies = Related(project), queue.SimpleQueue[Copy]()
+
+    def verdict(bug: Bug) -> tuple[Bug, str | None]:
+        copy, tests = copies.get(), related.to(bug.module)
         try:
-            output, _ = running.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            return f"nothing after {seconds:.0f} s"
+            return bug, copy.killer(bug, tests, seconds) if tests else ""
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(running.pid, signal.SIGKILL)  # its own group: all that it started, and nothing else
-            running.wait()
-        if running.returncode in (0, 5):
-            return ""
-        found = re.search(r"^(?:FAILED|ERROR) (\S+)", output, flags=re.MULTILINE)
-        return found[1] if found else f"pytest's status {running.returncode}"
+            copies.put(copy)
 
-
-class Chooser:
-    """Chooses the files of tests that run the code of a bug. Each is tried once, without a bug.
-
-    `plain`, `recording`: two copies. A file that fails in the second, such as one that counts system calls,
-    is tried in the first, and counts as one that runs everything.
-    """
-
-    def __init__(self, plain: Copy, recording: Copy, seconds: float) -> None:
-        self._plain, self._recording, self._seconds = plain, recording, seconds
-        self._related, self._reach = Related(plain.root), Reach(recording.root)
-        self._took: dict[str, float] = {}
-        self._ran: dict[str, set[int] | None] = {}  # the blocks; None: all of them
-        self._reach.begin()
-
-    def of(self, bug: Bug) -> list[str]:
-        """The first related files that run the bug, as many as fit into the time for one bug."""
-        block, fitting, left = self._reach.number(bug.module, bug.line), list[str](), self._seconds
-        until = time.monotonic() + TRIES * self._seconds
-        for test in self._related.to(bug.module):
-            if test not in self._took:
-                if time.monotonic() > until:
-                    continue
-                self._try(test)
-            ran = self._ran[test]
-            if self._took[test] <= left and (ran is None or block is None or block in ran):
-                left -= self._took[test]
-                fitting.append(test)
-            if left < self._seconds / 2:
-                break
-        return fitting
-
-    def deadline(self, tests: Sequence[str]) -> float:
-        """When tests that still run count as hanging, in seconds from their start."""
-        return 30.0 + 3 * sum(self._took[test] for test in tests)
-
-    def _try(self, test: str) -> None:
-        for copy in (self._recording, self._plain):
-            self._reach.forget()
-            began = time.monotonic()
-            passes = not copy.failure([test], self._seconds)
-            self._took[test] = time.monotonic() - began if passes else math.inf
-            self._ran[test] = self._reach.recorded() if copy is self._recording else None
-            if passes:
-                return
+    with (
+        tempfile.TemporaryDirectory(prefix="mutate-", ignore_cleanup_errors=True) as place,
+        ThreadPoolExecutor(jobs) as threads,
+    ):
+        for number in range(jobs):
+            copies.put(Copy(project, Path(place, str(number))))
+        for done in as_completed([threads.submit(verdict, bug) for bug in found]):
+            yield done.result()
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -320,29 +339,24 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--count", type=int, default=100, help="how many bugs (default: %(default)s)")
     parser.add_argument("--only", default="", help="part of a module's path, such as store/space")
     parser.add_argument(
-        "--seconds", type=float, default=60.0, help="time of the tests for each bug (default: %(default)s)"
+        "--seconds", type=float, default=120.0, help="time of the tests for each bug (default: %(default)s)"
     )
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--jobs", type=int, default=2 * cores, help="bugs at once (default: %(default)s)")
     parser.add_argument("--list", action="store_true", help="print the bugs and their tests, and run nothing")
     parser.add_argument("--root", type=Path, default=PROJECT, help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="mutate-", ignore_cleanup_errors=True) as place:
-        copy = Copy(asked.root, Path(place) / "plain/project")
-        found = chosen(copy.root, asked.seed, asked.count, asked.only)
-        print(f"{len(found)} bugs, --seed {asked.seed}", flush=True)
-        if asked.list:
-            related = Related(copy.root)
-            print(*(f"{bug}\n    {' '.join(related.to(bug.module)[:6])}" for bug in found), sep="\n")
-            return 0
-        chooser, killed = Chooser(copy, Copy(asked.root, Path(place) / "recording/project"), asked.seconds), 0
-        for bug in found:
-            tests = chooser.of(bug)
-            text = (copy.root / bug.module).read_bytes()
-            copy.write(bug.module, bug.put_in(text))
-            killer = copy.failure(tests, chooser.deadline(tests)) if tests else ""
-            copy.write(bug.module, text)
-            killed += bool(killer)
-            alive = "SURVIVED  " if tests else "NO TESTS  "  # none that passes in time runs it
-            print(f"killed    {bug}\n          by {killer}" if killer else f"{alive}{bug}", flush=True)
+    found = chosen(asked.root, asked.seed, asked.count, asked.only)
+    print(f"{len(found)} bugs, --seed {asked.seed}", flush=True)
+    if asked.list:
+        related = Related(asked.root)
+        print(*(f"{bug}\n    {' '.join(related.to(bug.module)[:6])}" for bug in found), sep="\n")
+        return 0
+    killed = 0
+    for bug, killer in verdicts(asked.root, found, asked.seconds, asked.jobs):
+        killed += bool(killer)
+        alive = "NO TESTS  " if killer == "" else "SURVIVED  "
+        print(f"killed    {bug}\n          by {killer}" if killer else f"{alive}{bug}", flush=True)
     part = killed / len(found) if found else 1.0
     print(f"\n{killed} of {len(found)} killed, {part:.0%}; {LEAST_KILLED:.0%} are wanted")
     return 0 if part >= LEAST_KILLED else 1

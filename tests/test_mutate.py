@@ -66,6 +66,24 @@ def test_a_box_takes_three():
 def test_a_call_proves_nothing():
     never_seen()
 """
+FILLED = """
+class Box:
+    held = None
+
+    def put(self):
+        self.held = True
+    def fill(self):
+        while not self.held: self.put()
+"""
+FILLS = """
+from cachd.store.it import Box
+
+
+def test_a_box_is_filled():
+    box = Box()
+    box.fill()
+    assert box.held is True
+"""
 
 
 @pytest.fixture
@@ -152,7 +170,7 @@ def test_what_the_tests_see_is_killed_and_what_they_do_not_survives(
         "          by tests/test_it.py::test_a_box_takes_three\n"
     ) in told
     assert "SURVIVED  cachd/store/it.py:13: call left out: print() -> pass\n" in told
-    assert "NO TESTS  cachd/store/it.py:17: one larger: 1 -> 2\n" in told
+    assert "SURVIVED  cachd/store/it.py:17: one larger: 1 -> 2\n" in told
     assert told.endswith("1 of 4 killed, 25%; 95% are wanted\n")
     assert (tree / "cachd/store/it.py").read_text() == SHORT, "the tree itself stays as it is"
 
@@ -170,4 +188,35 @@ def test_tests_that_fail_without_a_bug_kill_none(tree: Path, capsys: pytest.Capt
     assert main(["--root", str(tree), "--seed", "1"]) == 1
     told = capsys.readouterr().out
     assert "0 of 4 killed" in told
-    assert told.count("NO TESTS  cachd/store/it.py") == 4
+    assert told.count("SURVIVED  cachd/store/it.py") == 4
+
+
+def test_a_bug_with_which_a_test_hangs_is_killed(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tree / "cachd/store/it.py").write_text(FILLED)
+    (tree / "tests/test_it.py").write_text(FILLS)
+    assert main(["--root", str(tree), "--seed", "1", "--seconds", "15"]) == 0
+    assert (
+        "killed    cachd/store/it.py:8: call left out: self.put() -> pass\n"
+        "          by tests/test_it.py::test_a_box_is_filled\n"
+    ) in capsys.readouterr().out
+
+
+def test_a_bug_with_which_the_tests_cannot_be_read_is_killed(
+    tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tree / "cachd/store/it.py").write_text("def made():\n    return int\n\n\nmade()()\n")
+    (tree / "tests/test_it.py").write_text("import cachd.store.it\n\ndef test_it(): ...\n")
+    assert main(["--root", str(tree), "--seed", "1", "--count", "9"]) == 1
+    told = capsys.readouterr().out
+    assert (
+        "killed    cachd/store/it.py:2: another answer: int -> None\n"
+        "          by tests/test_it.py and others cannot be read\n"
+    ) in told
+    assert "SURVIVED  cachd/store/it.py:5: call left out: made()() -> pass\n" in told
+
+
+def test_a_module_that_no_test_knows_has_no_tests(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tree / "cachd/store/it.py").write_text("def lonely(): return zyx")
+    (tree / "tests/test_it.py").rename(tree / "tests/test_other.py").write_text("def test_nothing(): ...")
+    assert main(["--root", str(tree), "--seed", "1"]) == 1
+    assert capsys.readouterr().out.count("NO TESTS  cachd/store/it.py:1") == 3

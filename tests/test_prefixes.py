@@ -240,3 +240,11 @@ def test_what_is_no_plain_prefix_is_refused_and_no_password_is_repeated(typed: s
         Prefix.parse(typed)
     assert refusal.value.code == "bad_option"
     assert "hunter2" not in str(refusal.value)
+
+
+def test_a_prefix_is_below_what_it_covers_a_part_of_and_not_below_itself() -> None:
+    prefixes = Prefixes({Prefix.parse("https://host/a/b"): 1})
+    below = {url: prefixes.are_below(url) for url in ("https://host", "https://host/a", "https://host/a/b")}
+    assert list(below.values()) == [True, True, False]
+    assert not prefixes.are_below("https://host/a/b/c")
+    assert not prefixes.are_below("https://other/a")

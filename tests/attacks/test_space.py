@@ -200,6 +200,20 @@ def test_the_bytes_of_partial_downloads_that_go_are_counted_exactly(full: Full, 
     assert ingests(root) == []
 
 
+def test_while_a_manifest_cannot_be_read_every_partial_download_stays(full: Full, root: Path) -> None:
+    """Any of them may be of a file that this manifest names."""
+    full.partial("left", 7 * MIB)
+    snapshot = full.store.names.get("d")
+    assert snapshot is not None
+    manifest = full.store.layout.manifests / f"{snapshot.manifest}.json"
+    manifest.chmod(0o600)
+    manifest.write_text("{")
+    plan = full.reclaim.plan(6 * MIB)
+    assert plan.partials == []
+    assert plan.choices, "models go instead"
+    assert len(ingests(root)) == 1
+
+
 def test_a_partial_download_that_is_only_threatened_by_a_claim_stays(full: Full, root: Path) -> None:
     full.partial("left", 7 * MIB)
     full.origin.fault("/evil", Status(404))

@@ -36,7 +36,7 @@ def write_config_map(cluster: Cluster, models: list[Object] | None = None, text:
     )
 
 
-@case("a changed ConfigMap arrives within seconds with the annotation of the page, and within 70 s without")
+@case("a changed ConfigMap arrives within seconds with the annotation of the page, and later without")
 def config_changes(cluster: Cluster) -> str:
     cluster.installed([QWEN])
     cluster.model_ready("qwen-instruct")

@@ -15,10 +15,9 @@ import yaml
 
 from tests.kube.processes import Processes, run, until
 from tests.kube.programs import found
-from tests.kube.worker import ADDRESS
+from tests.kube.worker import ADDRESS, SERVICES
 
 API, ETCD, PEERS, MANAGER, SCHEDULER = 6443, 2379, 2380, 10257, 10259
-SERVICES = "10.96.0.0/24"
 
 
 class Plane:

@@ -16,7 +16,7 @@ from tests.kube.processes import until
 from tests.kube.worker import CACHE
 
 ALLOWED_TWICE_BYTES = 1 << 20  # bytes on their way when a daemon ends: of one read for each stream
-RATE_BYTES = 2 << 20
+RATE_BYTES, SLOW_BYTES = 2 << 20, 32 << 10  # a second and connection
 
 
 @case("helm install: the pods wait for the Secret, then the daemon is Ready and pulls its models")
@@ -75,6 +75,7 @@ def rolling_update(cluster: Cluster) -> str:
     cluster.hub.cdn.rate = RATE_BYTES
     old = cluster.installed([BIG])
     until(lambda: cluster.hub.cdn.bytes_sent() > size // 4, "a quarter has arrived")
+    cluster.hub.cdn.rate = SLOW_BYTES
     cluster.sh("kubectl -n cachd rollout restart daemonset/cachd")
     until(lambda: not any(p["metadata"]["uid"] == old["metadata"]["uid"] for p in cluster.pods()), "it ends")
     before = cluster.hub.cdn.bytes_sent()

@@ -158,7 +158,9 @@ def events(cluster: Cluster) -> set[str]:
 
 def may(cluster: Cluster, verb: str, kind: str) -> bool:
     """Whether the daemon's account has a right in the namespace default, where events of nodes are."""
-    return cluster.tried(f"kubectl auth can-i {verb} {kind} --as={ACCOUNT}").stdout.strip() == "yes"
+    resource, _, subresource = kind.partition("/")  # kubectl takes RESOURCE/NAME for one object
+    of = f"--subresource={subresource}" if subresource else ""
+    return cluster.tried(f"kubectl auth can-i {verb} {resource} {of} --as={ACCOUNT}").stdout.strip() == "yes"
 
 
 def is_unschedulable(cluster: Cluster, name: str) -> bool:

@@ -19,6 +19,7 @@ from tests.kube.programs import CNI, found
 
 NODE, ADDRESS, BRIDGE = "node-1", "10.99.0.1", "cachd-node"
 PODS, POD_BRIDGE = "10.244.0.0/24", "cachd-pods"
+SERVICES = "10.96.0.0/24"  # the addresses of Services
 CACHE = Path("/var/lib/cachd")  # as pods mount it
 STATE, SOCKET = Path("/run/containerd"), "/run/containerd/containerd.sock"
 DISK_BYTES = 3 << 30
@@ -120,11 +121,15 @@ class Worker:
 
 
 def make_networks() -> None:
-    """The loopback, and an address of the node that pods reach."""
+    """The loopback, an address of the node that pods reach, and a route to the addresses of Services.
+
+    Where there is no default route, the kernel refuses these addresses before kube-proxy's rules see them.
+    """
     run("ip", "link", "set", "lo", "up")
     run("ip", "link", "add", BRIDGE, "type", "bridge")
     run("ip", "addr", "add", f"{ADDRESS}/32", "dev", BRIDGE)
     run("ip", "link", "set", BRIDGE, "up")
+    run("ip", "route", "add", SERVICES, "dev", BRIDGE)
 
 
 def containerd_config(place: Path) -> str:

@@ -4,7 +4,7 @@ A bug is one small change at a place that a seed chooses: it negates a condition
 comparison, adds one to a number, returns None, False or True instead of the value, or takes no lock. The
 tests that know the module best then run in the copy until one fails. `Related` ranks the files of tests by
 what they import, by their names, and by how many names of the module they use that few other files use. What
-a file knows of the importers of the module counts half.
+a file knows of the importers of the module counts half. The tests of long.toml do not run.
 
 A bug is killed by a test that fails or hangs with it, passes alone without it, and fails or hangs alone with
 it. Several bugs are tried at once, each in a copy of its own. A bug may delete files that it should not, so
@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections import Counter
 from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -276,7 +277,7 @@ class Copy:
 
     def killer(self, bug: Bug, tests: Sequence[str], seconds: float) -> str | None:
         """The test that kills a bug, of those that run in this time; None if none does."""
-        until, spared = time.monotonic() + seconds, list[str]()
+        until, spared = time.monotonic() + seconds, long_tests(self.root)
         for some in (tests[at : at + AT_ONCE] for at in range(0, len(tests), AT_ONCE)):
             while (left := until - time.monotonic()) > 0:
                 with self.having(bug):
@@ -305,6 +306,12 @@ class Copy:
         path, stamp = self.root / module, next(self._stamps)
         path.write_bytes(content)
         os.utime(path, (stamp, stamp))
+
+
+def long_tests(root: Path) -> list[str]:
+    """The tests that a bug has no time for."""
+    file = root / "tests/long.toml"
+    return list(tomllib.loads(file.read_text())) if file.exists() else []
 
 
 def verdicts(

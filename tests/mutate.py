@@ -273,6 +273,7 @@ class Copy:
             with suppress(ProcessLookupError):
                 os.killpg(running.pid, signal.SIGKILL)  # its own group: all that it started, and nothing else
             running.wait()
+            self._unmount()
         return None if passed else self._began.read_text()
 
     def killer(self, bug: Bug, tests: Sequence[str], seconds: float) -> str | None:
@@ -300,6 +301,13 @@ class Copy:
         deadline = grace_seconds + 3 * (time.monotonic() - began)
         with self.having(bug):
             return self.failure(alone, deadline) is not None
+
+    def _unmount(self) -> None:
+        """Unmount what killed tests have left mounted."""
+        mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+        for mount in mounts:
+            if mount.startswith(f"{self._place}/"):
+                subprocess.run(["umount", "--lazy", mount], stderr=subprocess.DEVNULL, check=False)
 
     def _write(self, module: str, content: bytes) -> None:
         """Each write sets another modification time, so that Python uses no bytecode of an earlier one."""

@@ -25,6 +25,7 @@ SETTINGS = (
     *("kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes"),
 )
 CGROUP_ROOT = Path("/sys/fs/cgroup")
+MOUNTED = (str(CACHE), "/run", "/sys", "/var")  # where the node mounts; elsewhere, other processes may
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def machine() -> Machine:
     mountinfo = Path("/proc/self/mountinfo").read_text().splitlines()
     loops = run("losetup", "--list", "--noheadings", "--output", "BACK-FILE").split("\n")
     return Machine(
-        frozenset(line.split()[4] for line in mountinfo),
+        frozenset(at for line in mountinfo if (at := line.split()[4]).startswith(MOUNTED)),
         frozenset(path.name for path in Path("/sys/class/net").iterdir()),
         frozenset(filter(None, map(str.strip, loops))),
         frozenset(map(str, cgroups())),

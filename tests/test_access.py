@@ -206,6 +206,7 @@ def test_the_openapi_document_holds_every_call(ground: Ground) -> None:
         "weights",
         "copy",
         "formats",
+        "layout",
         "hub_id",
         "pin",
         "priority",

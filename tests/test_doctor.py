@@ -577,7 +577,7 @@ def test_a_clock_that_is_wrong_is_found_by_the_dates_of_endpoints(machine: Machi
     try:
         for told, state in (("+0", "ok"), ("-120", "warning"), ("+1d", "wrong"), ("-1d", "wrong")):
             clock.set(told)
-            found = machine.examined(**clock.env)
+            found = machine.examined(**clock.env_at_start)
             assert found.state(Code.clock) == state, found.of(Code.clock)
         assert re.search(r"86[0-9]{3} s behind", found.of(Code.clock)["what"])
     finally:

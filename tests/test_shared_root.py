@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import struct
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,7 +22,6 @@ import pytest
 import yaml
 
 from cachd.kernel.file_systems import shared_file_system
-from cachd.store.nodes import DEAD_SECONDS
 from tests.conftest import PATIENCE_SECONDS
 from tests.ground.disks import FuseDisk, unmount
 from tests.ground.models import noise
@@ -29,6 +30,7 @@ from tests.ground.node import Node
 from tests.ground.origin import Origin, Seen, Stall
 from tests.ground.program import CACHD, Program
 from tests.ground.small import MIB
+from tests.ground.strace import injected, needs_strace
 
 FILES = {
     "a.bin": noise(24 * MIB, seed=1),
@@ -256,34 +258,35 @@ def test_when_the_fetcher_is_killed_another_one_goes_on_within_seconds(cluster: 
 def test_three_fetchers_that_are_killed_one_after_the_other_lose_only_what_was_in_flight(
     bound: Cluster,
 ) -> None:
-    bound.stall(0)
+    reached = bound.stall(4 * MIB)
     pods = [bound.fetcher(), *bound.waiters(3)]
-    for after in (4 * MIB, 8 * MIB, 16 * MIB):
-        bound.origin.clear()
-        assert bound.stall(after).wait(PATIENCE_SECONDS)
+    for next_after in (8 * MIB, 16 * MIB, SIZE):
+        assert reached.wait(PATIENCE_SECONDS)
         (fetcher,) = [p for p in pods if p.has("taking the shared volume")]
         fetcher.signal(signal.SIGKILL)
         pods.remove(fetcher)
-    bound.origin.clear()
+        bound.origin.clear()  # before the next one asks: a request that stalls waits for `stall_seconds`
+        reached = bound.stall(next_after)
     assert [pod.ended()[0] for pod in pods] == [0]
     bound.check(fetched_twice=3 * IN_FLIGHT)
 
 
 @pytest.mark.parametrize("match", ["/models/.trees/*", "/models/it", "/ready/it.json"])
 def test_when_the_fetcher_is_killed_while_it_publishes_the_model_is_ready_for_all(
-    fused: Cluster, match: str
+    fused: Cluster, match: str, tmp_path: Path
 ) -> None:
-    """The file system carries out the last step of the dead process later, as a file server does.
+    """The file system carries out the last step of the dead process after all, as a file server does.
 
     Until then, its directory is locked in the kernel of that node: the other pod is on another one.
     """
-    fused.disks[0].fail("rename_to", match=match, delay=2 * DEAD_SECONDS, times=1)
+    fused.disks[0].fail("rename_to", match=match, until=str(tmp_path / "late"), times=1)
     killed = fused.fetcher()
     (waiting,) = fused.waiters(1)
     waiting.wait_for("another process pulls", state="publishing")
     killed.signal(signal.SIGKILL)
     assert waiting.ended()[0] == 0
     assert waiting.has("taking the shared volume")
+    (tmp_path / "late").touch()
     killed.ended()
     assert fused.pod("--refresh").ended()[0] == 0
     fused.check()
@@ -424,6 +427,85 @@ def test_a_model_that_is_ready_is_the_answer_while_another_one_is_pulled(bound: 
 
 
 # --- what is in use cannot be known ---
+
+NFS, SHARED = 0x6969, "shared volume: nothing is evicted or deleted without force"
+
+
+def on_file_system(number: int, root: Path, *command: str) -> list[str]:
+    """A command to which the kernel says that `root` is on the file system with this number."""
+    kind = struct.pack("@l", number).hex()  # f_type, the first field of struct statfs
+    strace, *words = injected(command, f"statfs:poke_exit=@arg2={kind}", on=root)
+    return [strace, "-D", *words]  # the process that is started is the command, and gets its signals
+
+
+@needs_strace
+def test_a_daemon_on_a_network_file_system_warns_and_deletes_nothing(root: Path, origin: Origin) -> None:
+    ref = origin.add("/it", noise(MIB))
+    with Node(root, before=on_file_system(NFS, root)) as node:
+        said = node.wait_for(SHARED)
+        assert (said["level"], said["shared_by"]) == ("warning", "NFS")
+        assert said["hint"] == "set shared: false if no other node uses this root"
+        node.pull(ref)
+        assert node.ready("it").status == 200
+        refused = node.cli("rm", "it")
+        assert (refused.returncode, "code: shared_volume" in refused.stderr) == (9, True)
+        assert node.stop() == 0
+
+
+@needs_strace
+def test_shared_false_silences_the_warning_and_the_daemon_deletes(root: Path, origin: Origin) -> None:
+    ref = origin.add("/it", noise(MIB))
+    with Node(root, {"shared": False}, before=on_file_system(NFS, root)) as node:
+        node.pull(ref)
+        assert node.ready("it").status == 200
+        assert node.cli("rm", "it").returncode == 0
+        assert node.stop() == 0
+        assert not any(entry.get("event") == SHARED for entry in node.log)
+
+
+@needs_strace
+@pytest.mark.parametrize(("kind", "number"), {"FUSE": 0x65735546, "9P": 0x01021997}.items())
+def test_a_daemon_on_a_file_system_that_may_be_local_evicts_as_ever(
+    root: Path, kind: str, number: int
+) -> None:
+    with Node(root, before=on_file_system(number, root)) as node:
+        assert node.stop() == 0
+        assert not any(entry.get("event") == SHARED for entry in node.log)
+    assert found_by(number, root) == f"{kind} False"
+
+
+@needs_strace
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [
+        ("NFS", NFS),
+        ("CephFS", 0x00C36400),
+        ("Lustre", 0x0BD00BD0),
+        ("SMB", 0xFF534D42),
+        ("SMB", 0xFE534D42),
+        ("SMB", 0x517B),
+        ("AFS", 0x5346414F),
+        ("AFS", 0x6B414653),
+        ("GPFS", 0x47504653),
+        ("BeeGFS", 0x19830326),
+        ("OCFS2", 0x7461636F),
+        ("GFS2", 0x01161970),
+    ],
+)
+def test_a_network_file_system_is_known_by_the_number_that_the_kernel_states(
+    root: Path, kind: str, number: int
+) -> None:
+    assert found_by(number, root) == f"{kind} True"
+
+
+def found_by(number: int, root: Path) -> str:
+    """What a process finds out about the file system of `root`, and whether that is certain."""
+    text = (
+        "import sys, pathlib; from cachd.kernel.file_systems import shared_file_system as shared\n"
+        "found = shared(pathlib.Path(sys.argv[1])); print(found.name, found.is_certain)"
+    )
+    command = on_file_system(number, root, sys.executable, "-c", text, str(root))
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
 
 
 def test_a_pull_evicts_nothing_on_a_shared_volume_unless_it_is_forced(bound: Cluster) -> None:

@@ -42,6 +42,13 @@ Copied = Annotated[
         " external data of ONNX, which onnx.load refuses otherwise; empty: none",
     ),
 ]
+Arranged = Annotated[
+    Literal["triton"] | None,
+    Field(
+        description="triton: the plain view has config.pbtxt and 1/FILES, as a model repository of Triton"
+        " needs it; default: the files are where the source has them"
+    ),
+]
 
 
 class Asked(BaseModel):
@@ -65,6 +72,7 @@ class Asked(BaseModel):
     weights: Form = None
     formats: Formats = None
     copied: Copied = Field(None, alias="copy")
+    layout: Arranged = None
     hub_id: str | None = Field(
         None,
         description="for a ref outside the Hub: the Hub ID (org/model) under which the Hub view shows this"
@@ -101,6 +109,7 @@ class Asked(BaseModel):
             weights=self.weights,
             copy=self.copied,
             formats=self.formats,
+            layout=self.layout,
         )
 
 

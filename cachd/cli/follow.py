@@ -41,7 +41,8 @@ class Pulled:
 
 
 def _spec_of(pull: Mapping[str, Any] | None) -> list[Any]:
-    return [pull.get(key) for key in ("ref", "include", "exclude", "weights", "formats")] if pull else []
+    keys = ("ref", "include", "exclude", "weights", "formats", "layout")
+    return [pull.get(key) for key in keys] if pull else []
 
 
 def is_ready(model: Mapping[str, Any]) -> bool:

@@ -48,6 +48,12 @@ Copied = Annotated[
         " external data of ONNX",
     ),
 ]
+Layout = Annotated[
+    str | None,
+    typer.Option(
+        help="triton: config.pbtxt and 1/FILES, as Triton needs them; default: as the source has them"
+    ),
+]
 Pin = Annotated[
     bool, typer.Option("--pin", help="pin the model: it is never evicted, and `cachd rm` needs --force")
 ]
@@ -90,6 +96,7 @@ def pull(  # over 40 lines: one for each option
     weights: Weights = None,
     formats: Formats = None,
     copy: Copied = None,
+    layout: Layout = None,
     hub_id: HubId = None,
     pin: Pin = False,
     priority: Priority = 0,
@@ -116,6 +123,7 @@ def pull(  # over 40 lines: one for each option
     asked: dict[str, object] = {"ref": ref, "name": name, "include": include, "exclude": exclude}
     asked |= {"weights": weights, "hub_id": hub_id, "pin": pin, "priority": priority}
     asked |= {"refresh": refresh, "replace": replace, "formats": formats, "copy": copy}
+    asked |= {"layout": layout}
     is_new = False
     if direct:
         from cachd import config
@@ -123,7 +131,15 @@ def pull(  # over 40 lines: one for each option
         from cachd.model import ModelSpec
 
         spec = ModelSpec.asked(
-            ref, name, include, exclude, hub_id=hub_id, weights=weights, copy=copy, formats=formats
+            ref,
+            name,
+            include,
+            exclude,
+            hub_id=hub_id,
+            weights=weights,
+            copy=copy,
+            formats=formats,
+            layout=layout,
         )
         options = config.load(root=root, config=config_file, allow=allow, shared=shared)
         how = {"refresh": refresh, "replace": replace, "pin": pin, "force": force}

@@ -37,6 +37,11 @@ class Model(BaseModel):
         description="patterns of the files that the views show as copies, not as hard links; default:"
         " external data of ONNX",
     )
+    layout: Literal["triton"] | None = Field(
+        None,
+        description="`triton`: the plain view has the files as version 1 of a Triton model; default: as the"
+        " source has them",
+    )
     hub_id: str | None = Field(
         None, description="the Hub repository org/model under which a mirror of it appears in the Hub view"
     )
@@ -64,6 +69,7 @@ class Model(BaseModel):
             weights=self.weights,
             copy=self.copy_,
             formats=self.formats,
+            layout=self.layout,
         )
 
 

@@ -18,6 +18,7 @@ from cachd.model.folders import check_folders
 from cachd.model.name import check_path
 from cachd.model.optional import OPTIONAL, absent
 from cachd.model.selection import LeftOut, Unusable, matches
+from cachd.model.triton import VERSION, check_layout, place_of
 from cachd.model.units import count_text
 from cachd.model.weights import choices, gguf_models
 
@@ -151,7 +152,8 @@ class Manifest:
     `renamed_to`: the location to which the Hub redirects requests for `base`, if it does. `unusable`: entries
     of the source that cannot be files; `select` raises their error unless the patterns leave them out. They
     are not recorded. `lacks`: what `absent` is if files of the source may have been left out; else None.
-    `copied`: the paths that the views show as copies, not as links.
+    `copied`: the paths that the views show as copies, not as links. `layout`: where the plain view has the
+    files (triton.py); None: where the source has them. It is part of the id.
     """
 
     base: str
@@ -164,6 +166,7 @@ class Manifest:
     unusable: tuple[Unusable, ...] = field(default=(), compare=False)
     lacks: tuple[str, ...] | None = field(default=None, compare=False)
     copied: tuple[str, ...] = field(default=(), compare=False)
+    layout: str | None = None
     id: str = field(init=False)
     size: int = field(init=False)
     verified_by: tuple[tuple[str, int], ...] = field(init=False, compare=False)
@@ -187,7 +190,8 @@ class Manifest:
         own = (f if f.base == self.base else replace(f, base=self.base) for f in self.files)
         object.__setattr__(self, "files", tuple(sorted(own, key=lambda f: f.path)))
         self._check_paths()
-        identity = [self.base, self.revision, [[f.path, f.size, str(f.stated)] for f in self.files]]
+        files = [[f.path, f.size, str(f.stated)] for f in self.files]
+        identity = [self.base, self.revision, files, *([self.layout] if self.layout else [])]
         sizes = {f.stated: f.size for f in self.files}
         if any(sizes[f.stated] != f.size for f in self.files):
             raise Invalid(f"{self.base} lists one digest with two sizes", code="bad_manifest")
@@ -214,6 +218,15 @@ class Manifest:
     def has_all_digests(self) -> bool:
         """Whether the source states a digest of every file."""
         return self.verified_by[0][0] != UNVERIFIED
+
+    def place_of(self, path: str) -> str:
+        """Where the plain view has a file, relative to the model's directory."""
+        return place_of(path, self.layout)
+
+    @property
+    def below(self) -> str:
+        """The directory of the plain view, as `/1`, below which files have their own paths; else empty."""
+        return f"/{VERSION}" if self.layout else ""
 
     @property
     def single_file(self) -> str | None:
@@ -317,6 +330,7 @@ class Manifest:
             **({"left_out": self.left_out.as_document()} if self.left_out else {}),
             **({"absent": list(self.lacks)} if self.lacks is not None else {}),
             **({"copied": list(self.copied)} if self.copied else {}),
+            **({"layout": self.layout} if self.layout else {}),
             **({"warnings": list(self.warnings)} if self.warnings else {}),
             **({"renamed_to": self.renamed_to} if self.renamed_to else {}),
             **({"preflight": [each.as_document() for each in self.findings]} if self.findings else {}),
@@ -348,6 +362,7 @@ class Manifest:
             str(renamed_to) if renamed_to else None,
             findings_of(document),
             copied=tuple(_text(path) for path in copied),
+            layout=check_layout(document.get("layout")),
             lacks=None if lacks is None else tuple(each for each in OPTIONAL if each in lacks),
         )
 

@@ -17,6 +17,7 @@ from cachd.model.manifest import Manifest
 from cachd.model.name import check_name, check_path, check_patterns
 from cachd.model.ref import Ref
 from cachd.model.selection import LeftOut
+from cachd.model.triton import check_layout
 from cachd.model.typed import Typed
 from cachd.model.weights import ALL, Weights, chosen
 
@@ -33,7 +34,8 @@ class ModelSpec:
     `weights`: the form of the weights, such as `gguf:Q4_K_M`; it selects among the files that the patterns
     select. `hub_id`: the Hub repository `org/model` under which a mirror elsewhere appears in the Hub view.
     `copy`: patterns of the files that the views show as copies (policy/copies.py); None: chosen by name.
-    `formats`: `safe` leaves pickles out, or refuses the model; None: as the source's entry says.
+    `formats`: `safe` leaves pickles out, or refuses the model; None: as the source's entry says. `layout`:
+    where the plain view has the files (triton.py); None: where the source has them.
     """
 
     ref: Ref
@@ -44,6 +46,7 @@ class ModelSpec:
     weights: str = ALL
     copy: tuple[str, ...] | None = None
     formats: str | None = None
+    layout: str | None = None
 
     def __post_init__(self) -> None:
         """Raises Invalid for a field that could not be stored, listed or shown."""
@@ -56,6 +59,7 @@ class ModelSpec:
             raise Invalid(
                 f"formats is {self.formats[:80]!a}", code="bad_formats", hint=f"use {' or '.join(SAFETY)}"
             )
+        check_layout(self.layout)
         if self.hub_id is None:
             return
         if self.ref.scheme == "hf":
@@ -78,6 +82,7 @@ class ModelSpec:
         weights: str | None = None,
         copy: Sequence[str] | None = None,
         formats: str | None = None,
+        layout: str | None = None,
     ) -> Self:
         """The spec of a user's request; without a `name` it has the default name. Raises Invalid."""
         typed = Typed.parse(ref)
@@ -98,16 +103,16 @@ class ModelSpec:
         if name is None:
             name = default_name(typed.ref, include, exclude, form)
         copied = None if copy is None else tuple(copy)
-        return cls(typed.ref, name, tuple(include), tuple(exclude), hub_id, form, copied, formats)
+        return cls(typed.ref, name, tuple(include), tuple(exclude), hub_id, form, copied, formats, layout)
 
     def is_of_same_model(self, other: ModelSpec) -> bool:
-        """Whether both select the same files of one model, at any revision."""
+        """Whether pods see the same files of one model, at any revision."""
         return self._model == other._model
 
     @property
     def _model(self) -> tuple[object, ...]:
         selected = self.ref.base, {*self.include}, {*self.exclude}, self.weights.lower(), self.formats == SAFE
-        return *selected, self.hub_id
+        return *selected, self.hub_id, self.layout
 
     @property
     def is_selective(self) -> bool:
@@ -141,11 +146,13 @@ class ModelSpec:
         hub_id = (self.hub_id,) if self.hub_id else ()
         weights = (self.weights,) if self.weights != ALL else ()
         formats = (self.formats,) if self.formats else ()
+        layout = (self.layout,) if self.layout else ()
         patterns = (
             ("include", self.include),
             ("exclude", self.exclude),
             ("weights", weights),
             ("formats", formats),
+            ("layout", layout),
             ("copy", self.copy or ()),
             ("hub_id", hub_id),
         )
@@ -163,6 +170,7 @@ class ModelSpec:
             **({"weights": self.weights} if self.weights != ALL else {}),
             **({"copy": list(self.copy)} if self.copy is not None else {}),
             **({"formats": self.formats} if self.formats else {}),
+            **({"layout": self.layout} if self.layout else {}),
         }
 
     @classmethod
@@ -179,6 +187,7 @@ class ModelSpec:
             str(document.get("weights", ALL)),
             None if copy is None else _patterns(copy),
             None if formats is None else str(formats),
+            check_layout(document.get("layout")),
         )
 
 
@@ -193,11 +202,11 @@ class Snapshot:
     """A manifest whose blobs are all on the disk, published as ready under a name.
 
     `manifest` is the manifest's id, `size` the bytes of its files and `files` their number. `published_at` is
-    a Unix time. `repo` and the 40 digits of `commit` name the snapshot in the Hub view. `file` is the
-    manifest's `single_file`, or its `single_gguf` if GGUF was asked for. `verified_by`, `left_out`,
-    `warnings`, `findings`, `advice` and `renamed_to` are the manifest's own. `is_main`: the spec names a
-    commit, and `main` of the Hub view named that commit when it was published. `address` is a link below
-    models/ that leads to this snapshot and never to another.
+    a Unix time. `repo` and the 40 digits of `commit` name the snapshot in the Hub view. `file` is where
+    the plain view has the manifest's `single_file`, or its `single_gguf` if GGUF was asked for.
+    `verified_by`, `left_out`, `warnings`, `findings`, `advice` and `renamed_to` are the manifest's own.
+    `is_main`: the spec names a commit, and `main` of the Hub view named that commit when it was published.
+    `address` is a link below models/ that leads to this snapshot and never to another.
     """
 
     spec: ModelSpec
@@ -275,6 +284,7 @@ class Snapshot:
 
 def snapshot_of(spec: ModelSpec, manifest: Manifest, published_at: float) -> Snapshot:
     """The snapshot of `manifest` under the spec's name."""
+    file = manifest.single_gguf if spec.weights.startswith("gguf") else manifest.single_file
     return Snapshot(
         spec=spec,
         manifest=manifest.id,
@@ -291,7 +301,7 @@ def snapshot_of(spec: ModelSpec, manifest: Manifest, published_at: float) -> Sna
         published_at=published_at,
         repo=spec.repo,
         commit=commit_of(manifest),
-        file=manifest.single_gguf if spec.weights.startswith("gguf") else manifest.single_file,
+        file=manifest.place_of(file) if file else None,
     )
 
 

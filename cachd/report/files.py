@@ -20,7 +20,7 @@ MAX_FILES_ON_A_PAGE = 10_000
 
 @report
 class FileReport:
-    """A file of a model: its path, its bytes, and whether they are on this node.
+    """A file of a model: its path in the source, its bytes, and whether they are on this node.
 
     `digest`: what the source states, null if it states none. `sha256`: as the source states it or cachd
     computed it, in hex; null while it is not known.

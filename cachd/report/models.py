@@ -304,6 +304,7 @@ def pull_report(pull: Pull) -> PullReport:
         weights=spec.weights if spec.weights != ALL else None,
         formats=spec.formats,
         copy=spec.copy,
+        layout=spec.layout,
         state=PullState(progress.state),
         paused=now.is_paused,
         waits=_waits(progress.waits(now)),

@@ -32,7 +32,7 @@ log = structlog.get_logger(__name__)
 
 _PULL_KEYS = ("ref", "include", "exclude", "revision", "bytes", "files", "paused", "waits", "retry_at")
 # Left out where the spec does not set them, as in the ready file.
-_ASKED_KEYS = ("hub_id", "weights", "formats", "copy")
+_ASKED_KEYS = ("hub_id", "weights", "formats", "copy", "layout")
 _FAILED = (ModelState.damaged, ModelState.failed, ModelState.cancelled, ModelState.refused)
 _ENDED = (ModelState.ready, ModelState.damaged, ModelState.failed, ModelState.refused)
 _PROGRESS_SECONDS = 0.5

@@ -145,6 +145,7 @@ class SpecReport:
     weights: Text = None
     formats: Text = None
     copy: Annotated[Sequence[str] | None, LEFT_OUT] = None
+    layout: Text = None
 
 
 @report

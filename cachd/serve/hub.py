@@ -110,7 +110,7 @@ class HubApi:
         if found.snapshot is None:
             path = self._store.content.path(file.blob)
         else:
-            path = self._store.layout.tree(found.snapshot.manifest) / file.path
+            path = self._store.layout.tree(found.snapshot.manifest) / found.manifest.place_of(file.path)
             self._models.note_use(found.snapshot.name)
         return _ranged(file, asked, headers, lambda extent: ReadyBody(path, extent, self._store.content))
 

@@ -21,6 +21,7 @@ from cachd.files import UNREADABLE
 from cachd.kernel import durable
 from cachd.model import STRENGTHS, UNVERIFIED, Digest, LeftOut, Manifest, ModelSpec, Snapshot
 from cachd.model.finding import findings_of
+from cachd.model.triton import place_of
 from cachd.store.layout import Layout
 
 log = structlog.get_logger(__name__)
@@ -108,17 +109,19 @@ def read_snapshots(layout: Layout) -> dict[str, Snapshot]:
     return found
 
 
-def _intact(layout: Layout, ready: Path) -> Snapshot:
+def _intact(root: Layout, ready: Path) -> Snapshot:
     """The snapshot of a ready file. Raises one of UNREADABLE if link, tree or manifest are not as it says."""
     snapshot = _read_ready(ready)
-    models, manifests = str(layout.models), str(layout.manifests)  # as text: faster for thousands of names
+    models, manifests = str(root.models), str(root.manifests)  # as text: faster for thousands of names
     if os.readlink(f"{models}/{snapshot.name}") != f".trees/{snapshot.manifest}":
         raise ValueError("models/NAME is not a link to its snapshot")
-    listed = durable.read_document(f"{manifests}/{snapshot.manifest}.json")["files"]
+    document = durable.read_document(f"{manifests}/{snapshot.manifest}.json")
+    listed, layout = document["files"], document.get("layout")
     if not snapshot.verified_by:  # ready files of older versions have none
         snapshot = replace(snapshot, verified_by=_verified_by(listed))
-    _check_sizes(f"{models}/.trees/{snapshot.manifest}", listed)
-    if snapshot.file and snapshot.file not in {file["path"] for file in listed}:
+    sizes = {place_of(file["path"], layout): file["size"] for file in listed}
+    _check_sizes(f"{models}/.trees/{snapshot.manifest}", sizes)
+    if snapshot.file and snapshot.file not in sizes:
         raise ValueError(f"{snapshot.file:.120} is not in its manifest")
     return snapshot
 
@@ -131,16 +134,16 @@ def _verified_by(files: Iterable[Mapping[str, Any]]) -> tuple[tuple[str, int], .
     return tuple((each, counts[each]) for each in (UNVERIFIED, *STRENGTHS) if each in counts)
 
 
-def _check_sizes(tree: str, files: list[dict[str, Any]]) -> None:
-    """Raises one of UNREADABLE if a file is missing or has another size.
+def _check_sizes(tree: str, sizes: Mapping[str, int]) -> None:
+    """Raises one of UNREADABLE if a file, given by its place in the tree, is missing or has another size.
 
     So a disk that lost bytes after it reported a successful sync is noticed.
     """
-    if not files:
+    if not sizes:
         raise ValueError("its manifest lists no files")
-    for file in files:
-        if (size := os.lstat(f"{tree}/{file['path']}").st_size) != file["size"]:
-            raise ValueError(f"{file['path']} has {size} of {file['size']} bytes")
+    for path, expected in sizes.items():
+        if (size := os.lstat(f"{tree}/{path}").st_size) != expected:
+            raise ValueError(f"{path} has {size} of {expected} bytes")
 
 
 def read_quarantined(layout: Layout, named: Mapping[str, Snapshot]) -> dict[str, Quarantine]:

@@ -116,7 +116,7 @@ class Copies:
         """The files whose pages pods use, with their sizes: blobs, and copies of the plain view."""
         tree, copied = self._layout.tree(manifest.id), set(manifest.copied)
         return {
-            f"{tree}/{f.path}" if f.path in copied else self._content.at(f.blob): f.size
+            f"{tree}/{manifest.place_of(f.path)}" if f.path in copied else self._content.at(f.blob): f.size
             for f in manifest.files
         }
 
@@ -333,8 +333,8 @@ def _name(blob: Digest) -> str:
 
 
 def _shown_in(layout: Layout, manifest: Manifest, folder: str) -> list[str]:
-    """The directories of a manifest in both views."""
-    return [str(layout.tree(manifest.id)), str(layout.commit(folder, commit_of(manifest)))]
+    """The directories of both views below which a manifest's copies have their own paths."""
+    return [f"{layout.tree(manifest.id)}{manifest.below}", str(layout.commit(folder, commit_of(manifest)))]
 
 
 def _is_single(place: str) -> bool:

@@ -26,7 +26,7 @@ from cachd.store.holds import Holds
 from cachd.store.index import Index
 from cachd.store.layout import PUBLIC
 from cachd.store.names import exclude_each_other
-from cachd.store.views import HubView, PlainView, Shown
+from cachd.store.views import HubView, PlainView, Shown, placed
 
 log = structlog.get_logger(__name__)
 
@@ -115,14 +115,14 @@ class PodViews:
 
     def wrong(self, snapshot: Snapshot, manifest: Manifest) -> list[tuple[str, File, bool]]:
         """The files that pods do not find: (place below the root, file, whether another file is there)."""
-        files = {f.path: f for f in manifest.files}
-        places = {
-            f"models/{snapshot.name}": self._plain.wrong(manifest),
-            f"hub/{snapshot.hub_folder}": self._hub.wrong(snapshot.hub_folder, manifest),
-        }
+        name, folder = snapshot.name, snapshot.hub_folder
+        views = (
+            (f"models/{name}", placed(manifest), self._plain.wrong(manifest)),
+            (f"hub/{folder}", {f.path: f for f in manifest.files}, self._hub.wrong(folder, manifest)),
+        )
         return [
             (f"{place}/{path}", files[path], is_other)
-            for place, wrong in places.items()
+            for place, files, wrong in views
             for path, is_other in wrong.items()
         ]
 
@@ -133,7 +133,7 @@ class PodViews:
         for each, manifest in using:
             paths = [f.path for f in manifest.files if f.blob == blob]
             self._copies.forget_blob(each, blob)
-            self._plain.hide(each, paths)
+            self._plain.hide(each, map(manifest.place_of, paths))
             for folder in self._manifests.shown_in(each):
                 self._hub.hide(folder, commit_of(manifest), paths)
 

@@ -119,8 +119,8 @@ class PlainView(_View):
 
     def build(self, manifest: Manifest) -> None:
         """Show the manifest's files durably. The caller lets names point at them only after this."""
-        tree, files = self._layout.tree(manifest.id), {f.path: f for f in manifest.files}
-        copied = set(manifest.copied)
+        tree, files = self._layout.tree(manifest.id), placed(manifest)
+        copied = set(map(manifest.place_of, manifest.copied))
         if tree.exists():
             if self._wrong(files, copied, tree):
                 for directory in _directories(tree):
@@ -133,7 +133,7 @@ class PlainView(_View):
         durable.sync_directory(tree.parent)
 
     def hide(self, manifest: str, paths: Iterable[str]) -> None:
-        """Remove damaged files from the tree. The next `build` brings them back."""
+        """Remove damaged files, given by their places, from the tree. The next `build` brings them back."""
         self._hide(self._layout.tree(manifest), paths)
 
     def wrong(self, manifest: Manifest) -> dict[str, bool]:
@@ -142,8 +142,7 @@ class PlainView(_View):
         A link to the blob is right, too, where a copy should be: a publish may have stopped before it made
         the copy. The next one makes it.
         """
-        files = {f.path: f for f in manifest.files}
-        return self._wrong(files, (), self._layout.tree(manifest.id))
+        return self._wrong(placed(manifest), (), self._layout.tree(manifest.id))
 
     def remove(self, manifest: str) -> None:
         """Rename the tree to the trash, then delete it. Processes keep the files that they have open."""
@@ -308,6 +307,11 @@ def _is_link_to(blob: str, place: str) -> bool:
         return False
     durable.keep_mode(place, durable.SEALED, status)
     return True
+
+
+def placed(manifest: Manifest) -> dict[str, File]:
+    """The files of a manifest by their paths in the plain view."""
+    return {manifest.place_of(f.path): f for f in manifest.files}
 
 
 def directories_of(paths: Iterable[str]) -> list[str]:

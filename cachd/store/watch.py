@@ -362,15 +362,18 @@ def _of_snapshot(layout: Layout, manifest: Manifest, folders: Iterable[str]) -> 
     for algorithm in {f.blob.algorithm for f in manifest.files}:
         yield _Directory(str(layout.blobs / algorithm), _Kind.BLOBS, algorithm)
     below = directories_of(f.path for f in manifest.files)
-    shown = [(layout.tree(manifest.id), "")]
+    tree = str(layout.tree(manifest.id))
+    shown = [(tree + manifest.below, "")]
+    if manifest.below:
+        yield _Directory(tree, _Kind.FILES, manifests={manifest.id})
     for folder in folders:
         repo = layout.hub / folder
-        shown.append((repo / "snapshots" / commit_of(manifest), folder))
+        shown.append((str(repo / "snapshots" / commit_of(manifest)), folder))
         for path in (repo, repo / "snapshots", repo / "trees", *(at for at, _, _ in os.walk(repo / "refs"))):
             yield _Directory(str(path), _Kind.FOLDER, folder, manifests={manifest.id})
     for top, folder in shown:
         for each in below:
-            path = f"{top}/{each}" if each else str(top)
+            path = f"{top}/{each}" if each else top
             yield _Directory(path, _Kind.FILES, folder, each, {manifest.id})
 
 

@@ -255,6 +255,7 @@ def _facts(model: Mapping[str, Any]) -> dict[str, object]:
         facts["previous"] = f"{before['ref']} {before['revision']}"
     if ready:
         facts["resident"] = size_text(model["resident_bytes"])
+        facts["layout"] = ready.get("layout")
         facts["left out"] = _left_out(ready)
         facts |= {"warning" if n < 2 else f"warning {n}": w for n, w in enumerate(ready["warnings"], 1)}
         for number, each in enumerate(ready.get("preflight", ()), 1):

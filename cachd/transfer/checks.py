@@ -11,6 +11,7 @@ from cachd.errors import Invalid, Leased
 from cachd.model import File, Manifest, ModelSpec, matches
 from cachd.model.finding import Finding
 from cachd.model.snapshot import SAFE
+from cachd.model.triton import CONFIGURATION, layout_of
 from cachd.policy import numbered, placeholders, shards, weight_lengths
 from cachd.policy.copies import copied
 from cachd.preflight.codes import Mode
@@ -28,13 +29,17 @@ _MAX_SOUGHT = 1000  # of one set, so many missing files are compared with the pa
 def selected(resolved: Manifest, spec: ModelSpec, table: Table) -> Manifest:
     """The files that a pull makes ready: those that the spec selects, without what the table leaves out.
 
-    `copied` of the manifest says which of them the views show as copies.
+    `copied` of the manifest says which of them the views show as copies, and `layout` how the plain view
+    arranges them.
 
     Raises Invalid, and Forbidden for a file that the operator refuses.
     """
     manifest = table.only_safe(spec.select(resolved), asked=spec.formats == SAFE).without(resolved)
     table.check_files(manifest)
-    return replace(manifest, copied=copied([f.path for f in manifest.files], spec.copy))
+    paths = [f.path for f in manifest.files]
+    layout = layout_of(paths, spec.layout)
+    movable = [path for path in paths if layout is None or path != CONFIGURATION]
+    return replace(manifest, copied=copied(movable, spec.copy), layout=layout)
 
 
 def check_numbers(manifest: Manifest, source: Manifest, spec: ModelSpec) -> None:

@@ -13,7 +13,8 @@ from cachd.pod.recipe import EngineName
 
 TEXT, EMBEDDINGS, PIPELINE, OWN_CODE = "org/text", "org/embeddings", "org/pipeline", "org/own-code"
 ADAPTER, ONNX, GGUF, TENSORS = "org/adapter", "org/onnx", "org/gguf", "org/tensors"
-TRITON, VERSION = "org/triton", "org/version"
+TRITON, VERSION, ARRANGED = "org/triton", "org/version", "org/arranged"
+LAYOUTS = {ARRANGED: "triton"}  # option `layout` of the pull, by repository
 
 PLAIN, HUB = "plain", "Hub"
 OFFLINE, NO_NETWORK, ONLINE = "offline", "no network", "online"
@@ -155,7 +156,11 @@ _OF_LLAMA = (
 )
 _OF_TRITON = tuple(
     Client(f"Triton, {what}", "triton", "nvidia-pytriton", model, "triton_server", views=(PLAIN,))
-    for what, model in (("a model repository", TRITON), ("a model as version 1", VERSION))
+    for what, model in (
+        ("a model repository", TRITON),
+        ("a model as version 1", VERSION),
+        ("`layout: triton`", ARRANGED),
+    )
 )
 _SMALL = ("--max-model-len", "128", "--enforce-eager")
 _NO_GPU = {"VLLM_CPU_KVCACHE_SPACE": "1"}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tests.conformance.clients import (
     ADAPTER,
+    ARRANGED,
     EMBEDDINGS,
     GGUF,
     ONNX,
@@ -32,6 +33,7 @@ MAKERS = {  # of each repository: the program, and the environment that it runs 
     GGUF: ("gguf_model", "hub-2.4"),
     TRITON: ("triton_repository", "hub-2.4"),
     VERSION: ("triton_version", "hub-2.4"),
+    ARRANGED: ("triton_model", "hub-2.4"),
 }
 
 

@@ -16,7 +16,7 @@ from cachd.config import Config
 from cachd.daemon.parts import assembled
 from cachd.model import ModelSpec
 from cachd.pod.recipe import ENGINES, Recipe
-from tests.conformance.clients import HUB, OFFLINE, ONLINE, PLAIN, Client
+from tests.conformance.clients import HUB, LAYOUTS, OFFLINE, ONLINE, PLAIN, Client
 from tests.conformance.kept import USERS, Cell
 from tests.ground.hub import Hub
 from tests.ground.pod import run_in_pod
@@ -116,7 +116,7 @@ def field(root: Path, models: Mapping[str, Mapping[str, bytes | Path]]) -> Itera
         ) as engine:
             for repo, files in models.items():
                 hub.add(repo, dict(files))
-                running = engine.pulls.start(ModelSpec.asked(f"hf://{repo}"))
+                running = engine.pulls.start(ModelSpec.asked(f"hf://{repo}", layout=LAYOUTS.get(repo)))
                 assert running is not None
                 running.done.result(_PATIENCE_SECONDS)
         yield Field(root, hub)

@@ -25,7 +25,7 @@ from cachd.sources.cancel import CancelToken
 from cachd.sources.http import Http
 from cachd.sources.secrets import Secret
 from cachd.sources.trust import Authorities
-from tests.conftest import Engine
+from tests.conftest import PATIENCE_SECONDS, Engine, spec_of
 from tests.ground.bucket import Bucket, Refused
 from tests.ground.hub import Hub
 from tests.ground.models import noise
@@ -316,7 +316,7 @@ def echoing(answer: bytes) -> Callable[[bytes], bytes]:
     return told
 
 
-ECHOES = {
+ECHOES: dict[str, Callable[[bytes], bytes]] = {
     "407": echoing(b"HTTP/1.1 407 ECHO\r\nProxy-Authenticate: Basic realm=ECHO\r\n\r\nECHO"),
     "403": echoing(b"HTTP/1.1 403 ECHO\r\nX: ECHO\r\n\r\nECHO"),
     "503": echoing(b"HTTP/1.1 503 ECHO\r\nRetry-After: ECHO\r\n\r\nECHO"),
@@ -334,23 +334,33 @@ def test_no_secret_of_a_proxy_is_to_be_found_whatever_the_proxy_answers(
 ) -> None:
     (tmp_path / "credentials").write_text(f"user:{SECRET.proxy}\n")
     with Listener() as listener:
-        named(origin, "origin.test")
+        named(origin, "well.test")
+        hosts = [f"{way.replace(' ', '-')}.test" for way in ECHOES]
+        refusals = dict(zip(map(str.encode, hosts), ECHOES.values(), strict=True))
         in_url = f"user:{quote(SECRET.proxy, safe='')}@"
         variables = {"HTTP_PROXY": listener.url.replace("//", f"//{in_url}")}
         options = {"proxy": listener.url, "proxy_credentials_file": str(tmp_path / "credentials")}
         running = node(
             env=variables if place == "environment" else {},
-            allow=[f"{origin.url}/"],
+            allow=[f"{origin.url}/".replace("well.test", host) for host in (*hosts, "well.test")],
             retries=0,
+            pulls=len(ECHOES),
             **(options if place == "file" else {"proxy": "env"}),
         )
-        ref, said = origin.add("/it", noise(1000)), []
-        for number, (way, refusal) in enumerate({**ECHOES, "well": None}.items()):
-            listener.refusal = refusal
-            running.pull(ref, name=f"m{number}")
-            answer = running.ready(f"m{number}")
-            assert (answer.status == 200) == (way == "well"), answer.document
-            said += [answer, running.ask("GET", f"/v1/models/m{number}"), running.cli("show", f"m{number}")]
+        ref = origin.add("/it", noise(1000))
+        said: list[object] = []
+        listener.refusal = lambda head: refusals[head.split()[1].partition(b":")[0]](head)
+        for host in hosts:  # all at once: each waits before it asks again
+            running.pull(ref.replace("well.test", host), name=host)
+        refused = [running.ready(host) for host in hosts]
+        assert 200 not in [answer.status for answer in refused]
+        listener.refusal = None
+        running.pull(ref, name="well")
+        well = running.ready("well")
+        assert well.status == 200
+        said += [*refused, well]
+        for name in (*hosts, "well"):
+            said += [running.ask("GET", f"/v1/models/{name}"), running.cli("show", name)]
         said += [running.cli("options"), running.cli("doctor"), running.ask("GET", "/metrics")]
         assert running.stop() == 0
         assert [told for told in listener.heads if not found({"told": told})] == [], "it was never used"
@@ -391,11 +401,12 @@ def test_no_error_holds_a_secret_in_itself_or_in_its_causes(
     origin: Origin, engine: Callable[..., Engine]
 ) -> None:
     """A traceback tells an error with its causes; libraries' own are among them."""
-    running = engine(retries=0, stall_seconds=0.5)
+    running = engine(retries=0, stall_seconds=0.5, pulls=len(WAYS))
     with Origin() as links:
-        for way, ref in signed_ways(origin, links).items():
-            if way == "well":
-                continue
+        refs = signed_ways(origin, links)
+        del refs["well"]
+        begun = {way: running.begin(spec_of(ref, name=f"it-{short_name(ref)}")) for way, ref in refs.items()}
+        for way, pull in begun.items():  # all at once: each waits before it asks again
             with pytest.raises(CachdError) as refusal:
-                running.pull(ref, name=f"it-{short_name(ref)}")
+                pull.done.result(PATIENCE_SECONDS)
             assert found({way: " ".join(told_by(refusal.value))}) == []

@@ -9,19 +9,22 @@ from tests.ground.needs import libfaketime, preloadable, require
 
 
 class Clock:
-    """`env` is what a process needs to believe it. Skips the test where there is no libfaketime."""
+    """`env` is what a process needs to believe it. `env_at_start`: the same for one that ends before
+    the clock moves, and that starts far sooner. Skips the test where there is no libfaketime.
+    """
 
     def __init__(self, place: Path) -> None:
         require("faketime")
         self._told = place / "clock"
         self.set("+0")
-        self.env = {
+        self.env_at_start = {
             "LD_PRELOAD": preloadable(str(libfaketime()), place),
             "FAKETIME_TIMESTAMP_FILE": str(self._told),
-            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_CACHE_DURATION": "3600",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             "NO_FAKE_STAT": "1",
         }
+        self.env = {**self.env_at_start, "FAKETIME_NO_CACHE": "1"}
 
     def close(self) -> None:
         """Remove what libfaketime leaves in shared memory of processes that were killed."""

@@ -133,7 +133,7 @@ class FuseDisk:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def fail(self, operation: str, error: str | None = None, match: str = "*", **rest: float) -> None:
+    def fail(self, operation: str, error: str | None = None, match: str = "*", **rest: float | str) -> None:
         """Let calls of an operation fail from now on; see `fuse_disk` for the rest of a rule."""
         known = {"operation": operation, "match": match, "id": str(len(self._rules)), **rest}
         self._rules.append(known | ({"error": error} if error else {}))

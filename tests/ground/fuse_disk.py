@@ -7,7 +7,8 @@ RULES is a JSON list, read again when it changes; a rule fails or delays the cal
 
     {"operation": "fsync", "match": "*/data", "error": "EIO", "skip": 2, "times": 1, "delay": 0.1}
 
-The operation "renumber" gives a file another inode number at each look.
+A call with "until" makes a file of that name and `.met`, and waits until the file itself exists. The
+operation "renumber" gives a file another inode number at each look.
 
 LOG is a sequence of pickled records, one a change, in the order they took effect. A file or directory is a
 number in them, given when it is made; the root is 0.
@@ -73,6 +74,10 @@ class Disk(mfusepy.Operations):
             if met < 1 or met > rule.get("times", met):
                 continue
             time.sleep(rule.get("delay", 0))
+            if "until" in rule:
+                Path(f"{rule['until']}.met").touch()
+                while not os.path.exists(rule["until"]):
+                    time.sleep(0.01)
             if "error" in rule:
                 raise OSError(getattr(errno, rule["error"]), "told to")
 

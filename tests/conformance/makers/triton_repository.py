@@ -11,6 +11,14 @@ input [ { name: "x" data_type: TYPE_FP32 dims: [ 2 ] } ]
 output [ { name: "y" data_type: TYPE_FP32 dims: [ 2 ] } ]
 instance_group [ { kind: KIND_CPU } ]
 """
-triton_version.make(os.path.join(sys.argv[1], "twice", "1"))
-with open(os.path.join(sys.argv[1], "twice", "config.pbtxt"), "w") as file:
-    file.write(CONFIGURATION)
+
+
+def configure(place):
+    """Write config.pbtxt into a directory."""
+    with open(os.path.join(place, "config.pbtxt"), "w") as file:
+        file.write(CONFIGURATION)
+
+
+if __name__ == "__main__":
+    triton_version.make(os.path.join(sys.argv[1], "twice", "1"))
+    configure(os.path.join(sys.argv[1], "twice"))

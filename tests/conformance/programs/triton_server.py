@@ -1,4 +1,4 @@
-"""Serves a model repository with tritonserver. A plain model becomes version 1 in a repository of links."""
+"""Serves a model repository with tritonserver, or makes one of links to a model or to its files."""
 
 import glob
 import json
@@ -35,9 +35,13 @@ def backends(server, scratch):
 
 
 def repository(model, scratch):
-    """The model, if it is a model repository; else a new one, whose version 1 is a link to the model."""
+    """The model, if it is a model repository; else a new one with a link to the model or to its version 1."""
     if glob.glob(os.path.join(model, "*", "config.pbtxt")):
         return model
+    if os.path.exists(os.path.join(model, "config.pbtxt")):
+        os.mkdir(os.path.join(scratch, "repository"))
+        os.symlink(model, os.path.join(scratch, "repository", "twice"))
+        return os.path.join(scratch, "repository")
     os.makedirs(os.path.join(scratch, "repository", "twice"))
     os.symlink(model, os.path.join(scratch, "repository", "twice", "1"))
     with open(os.path.join(scratch, "repository", "twice", "config.pbtxt"), "w") as file:

@@ -9,8 +9,8 @@ HUB = Row(
     (
         Panel(
             "Requests of clients of the Hub",
-            "Requests to the Hub endpoint, by call and class of the HTTP status. 5xx includes clients that are"
-            " told to ask again.",
+            "Requests to the Hub endpoint, by call and class of the HTTP status. 5xx includes clients that"
+            " are told to ask again.",
             "timeseries",
             "reqps",
             {"{{call}} {{result}}": rate("cachd_hub_requests_total", "call", "result")},

@@ -2,7 +2,7 @@
 
     head     at most 32 KiB and 100 lines, within 10 s after the connection is free for it
     body     at most 1 MiB, of a length that its head says, within 30 s after its head
-    refusal  of what is no request: the client may read it for 1 s
+    refusal  of what is no request: the client may read it for 1 s, while at most 1 MiB of it is thrown away
 
 No thread waits for the rest of a request: what has arrived is kept here until more arrives. h11 knows HTTP.
 """
@@ -28,7 +28,7 @@ MAX_BODY_BYTES = 1 << 20
 _HEAD_BYTES, _HEAD_LINES, _HEAD_SECONDS = 32 << 10, 100, 10.0
 _BODY_SECONDS = 30.0
 _RECEIVE_BYTES = 16 << 10
-_REFUSED_SECONDS = 1.0
+_REFUSED_SECONDS, _REFUSED_BYTES = 1.0, 1 << 20
 
 
 class Malformed(Exception):
@@ -73,6 +73,7 @@ class Exchange:
         self._outlet = Outlet(sock, ending, clock)
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_HEAD_BYTES)
         self._is_refused = self._has_body = False
+        self._thrown_away = 0
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.address, self.own = sock.getpeername()[0], sock.getsockname()[0]
         self.peer = peer_of(self.address)
@@ -120,7 +121,7 @@ class Exchange:
     def request(self) -> Request | None:
         """The next request; None while a part of it has not arrived. Raises Left and Malformed."""
         if self._is_refused:
-            self._receive()  # a close with unread bytes would reset the connection, and the refusal be lost
+            self._throw_away()
             return None
         try:
             while not isinstance(event := self._event(), h11.EndOfMessage):
@@ -156,9 +157,14 @@ class Exchange:
             return None
         except OSError as error:
             raise Left(str(error)) from error
-        if self._is_refused and not piece:
-            raise Left("the client has read the refusal")
         return piece
+
+    def _throw_away(self) -> None:
+        """Read what a refused client sends: a close with unread bytes would lose the refusal. Raises Left."""
+        piece = self._receive()
+        self._thrown_away += len(piece or b"")
+        if piece == b"" or self._thrown_away > _REFUSED_BYTES:
+            raise Left("the client has read the refusal, or sends without end")
 
     def _take(self, event: object) -> None:
         """Keep a part of a request. Raises Left, and Malformed for what is refused."""

@@ -7,6 +7,7 @@ import tracemalloc
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -293,13 +294,14 @@ def test_a_target_in_absolute_form_is_its_path() -> None:
 
 def test_a_web_page_of_another_site_gets_no_answer(node: Node) -> None:
     place = urlsplit(endpoint_of(node)).netloc
-    for headers in (
+    foreign: tuple[dict[str, Any], ...] = (
         {"Host": "evil.example"},
         {"Host": f"{place}.evil.example"},
         {"Origin": f"http://{place}"},
         {"Origin": "null"},
         {"Sec_Fetch_Site": "cross-site"},
-    ):
+    )
+    for headers in foreign:
         assert get(node, FILE, **headers).status == 403, headers
     assert get(node, FILE, Sec_Fetch_Site="none").status == 200
     assert OwnNames(["Cachd.local"]).has("cachd.LOCAL:8471")

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 
 from cachd.errors import CachdError, NotFound
 from cachd.kernel import durable
-from cachd.model import Extent, File, quoted
+from cachd.model import Extent, File, is_hub_id, quoted
 from cachd.policy.hosts import OwnNames
 from cachd.report.models import Models
 from cachd.serve import listings
@@ -20,6 +20,7 @@ from cachd.serve.answer import (
     document,
     listing,
     no_entry,
+    no_repository,
     refusal,
     refused,
 )
@@ -61,6 +62,8 @@ class HubApi:
         call = call_of(request)
         if call is None:
             return refusal(404, "cachd does not serve this address of the Hub's API")
+        if not is_hub_id(call.repo):
+            return replace(no_repository(call.repo), call=call.kind.name)
         try:
             self._callers.check(call.repo, request.headers.get("authorization"), request.peer)
             answer = self._answer(call, request)

@@ -18,7 +18,7 @@ import structlog
 from structlog.contextvars import bound_contextvars
 
 from cachd.errors import CachdError, NotFound, Unavailable
-from cachd.model import COMMIT, File, Manifest, ModelSpec, Ref, Snapshot, commit_of, folder_of, is_hub_id
+from cachd.model import COMMIT, File, Manifest, ModelSpec, Ref, Snapshot, commit_of, folder_of
 from cachd.model.name import LONGEST_NAME
 from cachd.report.models import Models
 from cachd.report.outcomes import outcome_of
@@ -31,7 +31,7 @@ log = structlog.get_logger(__name__)
 _LISTED_SECONDS = 60.0  # how long a client waits until the source has listed the files
 _STEP_SECONDS, _LONGEST_STEP_SECONDS = 0.002, 0.05
 _MAX_READ, _MAX_READ_FILES = 8, 100_000  # manifests in memory; a file takes up to 1 KB
-_MAX_PULLS, _MAX_PULLS_OF_PEER = 64, 60
+_MAX_PULLS, _MAX_PULLS_IN_MINUTE = 64, 120
 _FINAL_SECONDS, _BRIEF_SECONDS = 60.0, 5.0  # how long a failure is the answer without another pull
 
 
@@ -63,7 +63,7 @@ class Repositories:
 
     `waits`: counts the requests that wait for a listing. `hub_only`: leaves out the models of other sources,
     because a token of the Hub says nothing about them. Clients may have started 64 pulls that have not ended,
-    and each client 60 in a minute.
+    and each client 120 in a minute.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Repositories:
         self._sources, self._clock, self._now = sources, clock, now
         self._hub_only, self._waits = hub_only, waits
         self._unfinished = Places(_MAX_PULLS, "too many models are pulled for clients of the Hub endpoint")
-        self._in_minute = PerMinute(_MAX_PULLS_OF_PEER, "this client has asked for too many models", clock)
+        self._in_minute = PerMinute(_MAX_PULLS_IN_MINUTE, "this client has asked for too many models", clock)
         self._lock = threading.Lock()
         self._reading = threading.Lock()
         self._read: dict[str, tuple[float, Manifest]] = {}  # by id; the one that was used last stands last
@@ -90,8 +90,6 @@ class Repositories:
 
         Raises NotFound for a repository that is unknown or may not be pulled, and any error of a pull.
         """
-        if not is_hub_id(repo):
-            raise NotFound(f"no repository is named {repo:.200}", code="repo_not_found")
         if (found := self.cached(repo, revision)) is not None:
             return found
         return self._listed(repo, revision, self._pull(repo, revision, peer), peer)

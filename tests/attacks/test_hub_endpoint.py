@@ -12,7 +12,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from cachd.errors import TooBig, Unavailable
+from cachd.config import Config
+from cachd.daemon.parts import assembled
+from cachd.errors import NotFound, TooBig, Unavailable
 from cachd.metrics import Metrics
 from cachd.model import Digest, File, Manifest
 from cachd.policy.hosts import OwnNames
@@ -23,6 +25,7 @@ from cachd.serve.bounds import PerMinute, Places
 from cachd.serve.call import call_of
 from cachd.serve.exchange import Request
 from cachd.serve.outlet import Ending, Left, Outlet
+from cachd.serve.repositories import Repositories
 from cachd.serve.server import HubServer, Size, waits_of
 from tests.attacks.test_connections import dialled, end_of, status
 from tests.ground.hub import Hub
@@ -307,12 +310,27 @@ def test_a_web_page_of_another_site_gets_no_answer(node: Node) -> None:
     assert OwnNames(["Cachd.local"]).has("cachd.LOCAL:8471")
 
 
-def test_one_client_starts_so_many_pulls_in_a_minute(hub: Hub, node: Node) -> None:
-    codes = [get(node, f"/api/models/org/absent-{number}").status for number in range(61)]
-    assert codes == [404] * 60 + [503]
-    assert get(node, "/api/models/org/absent-0").status == 404  # what is remembered costs nothing
-    asked = {seen.path for seen in hub.requests if "absent" in seen.path}
-    assert len(asked) == 60
+def test_one_client_starts_so_many_pulls_in_a_minute(hub: Hub, root: Path) -> None:
+    now = [1000.0]
+    config = Config(root=root, reserve_free=0, hf_endpoint=hub.url, allow=("127.0.0.0/8",))
+    with assembled(config) as parts:
+        waits = waits_of(Size(), parts.metrics)
+        repositories = Repositories(parts.models, parts.sources, waits, clock=lambda: now[0])
+
+        def ask(name: str, peer: str = "a") -> None:
+            with pytest.raises(NotFound):
+                repositories.revision(f"org/{name}", "main", peer)
+
+        for number in range(120):
+            ask(f"absent-{number}")
+        with pytest.raises(Unavailable):
+            repositories.revision("org/absent-120", "main", "a")
+        assert len(hub.requests) == 120
+        ask("absent-0")  # what is remembered costs nothing
+        ask("absent-120", "b")
+        now[0] += 60.0
+        ask("absent-121")
+        assert len(hub.requests) == 122
 
 
 def test_what_cannot_be_a_token_costs_the_hub_no_request(hub: Hub, tmp_path: Path) -> None:

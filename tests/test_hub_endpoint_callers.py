@@ -19,10 +19,11 @@ from cachd.errors import NotFound, Unavailable
 from cachd.metrics import Metrics
 from cachd.model import Ref
 from cachd.serve.answer import Aborted, Answer, Sink, document, refusal
+from cachd.serve.bounds import Waits
 from cachd.serve.call import call_of
 from cachd.serve.callers import Callers, Tokens
 from cachd.serve.exchange import Request
-from cachd.serve.server import HubServer, Size, waits_of
+from cachd.serve.server import HubServer, Size
 from tests.ground.hub import Hub
 from tests.ground.hub_client import endpoint_node, endpoint_of, get, hf
 from tests.ground.models import noise
@@ -129,7 +130,7 @@ class Upstream:
 
 def tokens_of(upstream: Upstream, metrics: Metrics | None = None, **options: Any) -> Tokens:
     metrics = metrics or Metrics()
-    return Tokens(upstream, waits_of(Size(), metrics), metrics, **options)
+    return Tokens(upstream, Waits(Size().threads, metrics.hub_waiting.set), metrics, **options)
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float:
@@ -305,7 +306,7 @@ def served(
 ) -> Iterator[tuple[str, int]]:
     """The address of a server with this answer."""
     metrics = metrics or Metrics()
-    waits = waits_of(size, metrics)
+    waits = Waits(size.threads, metrics.hub_waiting.set)
     with (
         socket.create_server(("127.0.0.1", 0)) as sock,
         closing(HubServer([sock], answer, metrics, waits=waits, size=size, **options)) as server,

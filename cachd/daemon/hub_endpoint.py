@@ -27,13 +27,14 @@ def hub_endpoint(config: Config, daemon: Daemon) -> Iterator[None]:
     if not config.hub_listen:
         yield
         return
+    from cachd.serve.bounds import Waits
     from cachd.serve.callers import Callers, Tokens
     from cachd.serve.hub import HubApi
     from cachd.serve.repositories import Repositories
-    from cachd.serve.server import HubServer, Size, waits_of
+    from cachd.serve.server import HubServer, Size
 
     by_token, metrics, size = config.hub_share == "token", daemon.metrics, Size()
-    waits = waits_of(size, metrics)
+    waits = Waits(size.threads, metrics.hub_waiting.set)
     repositories = Repositories(daemon.models, daemon.sources, waits, hub_only=by_token)
     callers = Callers(config.hub_allow, Tokens(daemon.pulls.previews, waits, metrics) if by_token else None)
     names = OwnNames(allowed_hosts(config, config.hub_listeners))

@@ -16,7 +16,7 @@ from cachd.errors import Forbidden, Invalid, NotFound, Unavailable
 from cachd.metrics import Metrics
 from cachd.model import Ref
 from cachd.policy.peers import address_of
-from cachd.serve.bounds import PerMinute, Places
+from cachd.serve.bounds import PerMinute, Places, Waits
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _ALLOWED_SECONDS, _REFUSED_SECONDS = 300.0, 30.0
@@ -79,7 +79,7 @@ class Tokens:
     def __init__(
         self,
         upstream: Upstream,
-        waits: Places,
+        waits: Waits,
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
         *,

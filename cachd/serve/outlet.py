@@ -11,6 +11,7 @@ import select
 import socket
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 _UNREAD_SECONDS, _UNREAD_WANTED_SECONDS = 60.0, 5.0
@@ -24,10 +25,14 @@ class Left(ConnectionError):
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """What ends an answer early. `is_stopping`: the daemon stops. `is_wanted`: others wait for its thread."""
+    """What ends an answer early. `is_stopping`: the daemon stops. `is_wanted`: others wait for its thread.
+
+    `aside`: a context in which the thread only waits for the kernel.
+    """
 
     is_stopping: Callable[[], bool]
     is_wanted: Callable[[], bool] = lambda: False
+    aside: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 class Outlet:
@@ -47,12 +52,17 @@ class Outlet:
             try:
                 left = left[self._sock.send(left) :]
             except BlockingIOError:
-                self._wait_until_writable()
+                with self._ending.aside():
+                    self._wait_until_writable()
             except OSError as error:
                 raise Left(str(error)) from error
 
     def send_file(self, fd: int, offset: int, count: int) -> None:
         """See `Sink`."""
+        with self._ending.aside():
+            self._send_file(fd, offset, count)
+
+    def _send_file(self, fd: int, offset: int, count: int) -> None:
         self._sock.setblocking(False)  # noqa: FBT003
         stop = offset + count
         while offset < stop:

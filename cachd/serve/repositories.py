@@ -22,7 +22,7 @@ from cachd.model import COMMIT, File, Manifest, ModelSpec, Ref, Snapshot, commit
 from cachd.model.name import LONGEST_NAME
 from cachd.report.models import Models
 from cachd.report.outcomes import outcome_of
-from cachd.serve.bounds import PerMinute, Places
+from cachd.serve.bounds import PerMinute, Places, Waits
 from cachd.sources.schemes import Sources
 from cachd.transfer.request import Pull
 
@@ -70,7 +70,7 @@ class Repositories:
         self,
         models: Models,
         sources: Sources,
-        waits: Places,
+        waits: Waits,
         *,
         hub_only: bool = False,
         clock: Callable[[], float] = time.monotonic,
@@ -205,7 +205,7 @@ class Repositories:
         self._unfinished.take(peer)
         pull = None
         try:
-            with bound_contextvars(who="cachd:hub"):
+            with bound_contextvars(who="cachd:hub"), self._waits.turns.aside():  # it syncs a file
                 pull = self._pulls.start(spec)
         finally:
             if pull is None:

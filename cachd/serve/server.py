@@ -28,7 +28,7 @@ from cachd.errors import CachdError
 from cachd.kernel import threads
 from cachd.metrics import Metrics
 from cachd.serve.answer import Answer, refusal, refused
-from cachd.serve.bounds import Places
+from cachd.serve.bounds import Places, Waits
 from cachd.serve.connections import Connections
 from cachd.serve.exchange import Exchange, Malformed, Request
 from cachd.serve.outlet import Ending, Left
@@ -61,12 +61,6 @@ class _Then(enum.Enum):
     again = enum.auto()  # it has sent the next request already
 
 
-def waits_of(size: Size, metrics: Metrics) -> Places:
-    """The places of requests that wait for a source. The other half of the threads answers from the disk."""
-    full = "too many clients wait for models that are pulled"
-    return Places(max(1, size.threads // 2), full, metrics.hub_waiting.set)
-
-
 class HubServer:
     """The listening sockets and threads of the endpoint. `answer` gives the answer to a request.
 
@@ -84,7 +78,7 @@ class HubServer:
         answer: Callable[[Request], Answer],
         metrics: Metrics,
         *,
-        waits: Places,
+        waits: Waits,
         may_connect: Callable[[str, str], bool] = lambda _address, _own: True,
         size: Size = Size(),
         clock: Callable[[], float] = time.monotonic,
@@ -96,7 +90,7 @@ class HubServer:
         self._queue: queue.SimpleQueue[Exchange | None] = queue.SimpleQueue()
         self._answered: deque[tuple[Exchange, _Then]] = deque()
         self._stopping = threading.Event()
-        self._ending = Ending(self._stopping.is_set, lambda: not self._queue.empty())
+        self._ending = Ending(self._stopping.is_set, lambda: not self._queue.empty(), waits.turns.aside)
         self._bodies = Places(_MAX_BODIES, "too many requests with a body are under way")
         self._wake, self._woken = socket.socketpair()
         self._poll = select.poll()
@@ -241,7 +235,8 @@ class HubServer:
         while (exchange := self._queue.get()) is not None and not self._stopping.is_set():
             then = _Then.closed
             try:
-                then = self._serve(exchange)
+                with self._waits.turns.one():
+                    then = self._serve(exchange)
             except OSError as error:
                 log.debug("a client of the Hub endpoint left", reason=str(error))
             except Exception:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import socket
+import threading
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,19 @@ import pytest
 
 from cachd.config import Config
 from cachd.daemon.parts import assembled
-from cachd.errors import NotFound, TooBig, Unavailable
+from cachd.errors import Forbidden, TooBig, Unavailable
 from cachd.metrics import Metrics
 from cachd.model import Digest, File, Manifest
 from cachd.policy.hosts import OwnNames
 from cachd.policy.peers import peer_of
 from cachd.serve import listings
 from cachd.serve.answer import Answer, document
-from cachd.serve.bounds import PerMinute, Places
+from cachd.serve.bounds import PerMinute, Places, Waits
 from cachd.serve.call import call_of
 from cachd.serve.exchange import Request
 from cachd.serve.outlet import Ending, Left, Outlet
 from cachd.serve.repositories import Repositories
-from cachd.serve.server import HubServer, Size, waits_of
+from cachd.serve.server import HubServer, Size
 from tests.attacks.test_connections import dialled, end_of, status
 from tests.ground.hub import Hub
 from tests.ground.hub_client import endpoint_node, endpoint_of, get
@@ -44,16 +45,22 @@ def value(metrics: Metrics, name: str) -> float:
     return metrics.registry.get_sample_value(name) or 0.0
 
 
+def empty(_: Request) -> Answer:
+    return document({})
+
+
 @contextmanager
-def served(metrics: Metrics, size: Size) -> Iterator[tuple[str, int]]:
-    """The address of a server of this size, which answers everything at once."""
-
-    def answer(_: Request) -> Answer:
-        return document({})
-
+def served(
+    metrics: Metrics,
+    size: Size,
+    answer: Callable[[Request], Answer] = empty,
+    waits: Waits | None = None,
+) -> Iterator[tuple[str, int]]:
+    """The address of a server of this size."""
+    waits = waits or Waits(size.threads, metrics.hub_waiting.set)
     with (
         socket.create_server(("127.0.0.1", 0)) as sock,
-        closing(HubServer([sock], answer, metrics, waits=waits_of(size, metrics), size=size)) as server,
+        closing(HubServer([sock], answer, metrics, waits=waits, size=size)) as server,
     ):
         server.start()
         yield sock.getsockname()
@@ -121,6 +128,29 @@ def test_a_client_with_few_connections_loses_none_to_one_with_many() -> None:
             assert answered(new) == 200
         assert answered(pod) == 200
         assert value(metrics, "cachd_hub_connections") <= 20
+
+
+def test_one_client_has_three_quarters_of_the_threads() -> None:
+    metrics, size = Metrics(), Size(threads=4)
+    waits = Waits(16)
+    goes_on = threading.Event()
+
+    def answer(request: Request) -> Answer:
+        if request.peer == "127.0.0.1":
+            with waits.one(request.peer):
+                goes_on.wait(PATIENCE_SECONDS)
+        return document({})
+
+    with served(metrics, size, answer, waits) as at, ExitStack() as stack:
+        many = [stack.enter_context(dialled(at)) for _ in range(10)]
+        for sock in many:
+            sock.sendall(OK)
+        until(lambda: value(metrics, "cachd_hub_requests_in_progress") == 3)
+        with from_address("127.0.0.2", at) as other:
+            assert answered(other) == 200
+        assert value(metrics, "cachd_hub_requests_in_progress") >= 3
+        goes_on.set()
+        assert [status(sock.recv(1 << 16)) for sock in many] == [200] * 10
 
 
 def test_a_body_without_a_length_or_that_is_too_long_is_refused_before_it_is_sent() -> None:
@@ -220,6 +250,39 @@ def test_the_addresses_of_one_machine_are_one_client() -> None:
     assert peer_of("::ffff:10.0.0.1") == peer_of("10.0.0.1") != peer_of("::ffff:10.0.0.2")
 
 
+def test_two_requests_are_worked_on_at_a_time_beside_those_that_wait() -> None:
+    """So that the API's event loop gets the interpreter soon, however many clients ask."""
+    metrics, size = Metrics(), Size(threads=16)
+    waits = Waits(size.threads, metrics.hub_waiting.set)
+    goes_on, comes = threading.Event(), threading.Event()
+    working: list[str] = []
+
+    def answer(request: Request) -> Answer:
+        if request.target == "/late":
+            with waits.one(request.peer):
+                comes.wait(PATIENCE_SECONDS)
+        else:
+            working.append(request.target)
+            goes_on.wait(PATIENCE_SECONDS)
+        return document({})
+
+    with served(metrics, size, answer, waits) as at, ExitStack() as stack:
+        late = [stack.enter_context(dialled(at)) for _ in range(4)]
+        for sock in late:
+            sock.sendall(OK.replace(b"/ok", b"/late"))
+        until(lambda: value(metrics, "cachd_hub_waiting") == 4)
+        asking = [stack.enter_context(dialled(at)) for _ in range(6)]
+        for sock in asking:
+            sock.sendall(OK)
+        until(lambda: value(metrics, "cachd_hub_requests_in_progress") == 10)
+        until(lambda: len(working) == 2)
+        comes.set()
+        assert len(working) == 2
+        goes_on.set()
+        assert [status(sock.recv(1 << 16)) for sock in (*asking, *late)] == [200] * 10
+    assert len(working) == 6
+
+
 # --- listings ---
 
 
@@ -314,11 +377,11 @@ def test_one_client_starts_so_many_pulls_in_a_minute(hub: Hub, root: Path) -> No
     now = [1000.0]
     config = Config(root=root, reserve_free=0, hf_endpoint=hub.url, allow=("127.0.0.0/8",))
     with assembled(config) as parts:
-        waits = waits_of(Size(), parts.metrics)
+        waits = Waits(Size().threads, parts.metrics.hub_waiting.set)
         repositories = Repositories(parts.models, parts.sources, waits, clock=lambda: now[0])
 
         def ask(name: str, peer: str = "a") -> None:
-            with pytest.raises(NotFound):
+            with pytest.raises(Forbidden):
                 repositories.revision(f"org/{name}", "main", peer)
 
         for number in range(120):

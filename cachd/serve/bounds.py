@@ -15,7 +15,7 @@ from cachd.errors import Unavailable
 
 _RETRY_SECONDS = 5.0
 _MINUTE_SECONDS = 60.0
-_TURNS = 2
+_SLOTS = 2
 
 
 def most_of_peer(most: int) -> int:
@@ -60,57 +60,57 @@ class Places:
             self.leave(peer)
 
 
-class Turns:
-    """At most two threads run code of this package at a time. The others wait for one of their turns.
+class Slots:
+    """At most two threads run code of this package at a time. The others wait for a slot.
 
     The API's event loop waits for the interpreter behind each thread that runs, and a probe needs it several
     times. So probes would be late while many clients ask.
     """
 
     def __init__(self) -> None:
-        self._free = threading.Semaphore(_TURNS)
+        self._free = threading.Semaphore(_SLOTS)
         self._thread = threading.local()
 
     @contextmanager
     def one(self) -> Iterator[None]:
-        """Have a turn during the block."""
+        """Have a slot during the block."""
         self._free.acquire()
-        self._thread.has_turn = True
+        self._thread.has_slot = True
         try:
             yield
         finally:
-            self._thread.has_turn = False
+            self._thread.has_slot = False
             self._free.release()
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
-        """Leave the turn of this thread, if it has one, to another during the block, which only waits."""
-        if not getattr(self._thread, "has_turn", False):
+    def without_slot(self) -> Iterator[None]:
+        """Give the slot of this thread, if it has one, to another during the block, which only waits."""
+        if not getattr(self._thread, "has_slot", False):
             yield
             return
-        self._thread.has_turn = False
+        self._thread.has_slot = False
         self._free.release()
         try:
             yield
         finally:
             self._free.acquire()
-            self._thread.has_turn = True
+            self._thread.has_slot = True
 
 
 class Waits(Places):
     """The requests that wait for a source: half of `threads`. The other half answers from the disk.
 
-    `changed`: as for `Places`. `turns`: a thread leaves its turn to others while it waits.
+    `changed`: as for `Places`. `slots`: a thread gives its slot to others while it waits.
     """
 
     def __init__(self, threads: int, changed: Callable[[int], object] = lambda _: None) -> None:
         super().__init__(max(1, threads // 2), "too many clients wait for models that are pulled", changed)
-        self.turns = Turns()
+        self.slots = Slots()
 
     @contextmanager
     def one(self, peer: str) -> Iterator[None]:
         """See `Places`."""
-        with super().one(peer), self.turns.aside():
+        with super().one(peer), self.slots.without_slot():
             yield
 
 

@@ -27,12 +27,12 @@ class Left(ConnectionError):
 class Ending:
     """What ends an answer early. `is_stopping`: the daemon stops. `is_wanted`: others wait for its thread.
 
-    `aside`: a context in which the thread only waits for the kernel.
+    `without_slot`: a context in which the thread only waits for the kernel.
     """
 
     is_stopping: Callable[[], bool]
     is_wanted: Callable[[], bool] = lambda: False
-    aside: Callable[[], AbstractContextManager[None]] = nullcontext
+    without_slot: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 class Outlet:
@@ -52,14 +52,14 @@ class Outlet:
             try:
                 left = left[self._sock.send(left) :]
             except BlockingIOError:
-                with self._ending.aside():
+                with self._ending.without_slot():
                     self._wait_until_writable()
             except OSError as error:
                 raise Left(str(error)) from error
 
     def send_file(self, fd: int, offset: int, count: int) -> None:
         """See `Sink`."""
-        with self._ending.aside():
+        with self._ending.without_slot():
             self._send_file(fd, offset, count)
 
     def _send_file(self, fd: int, offset: int, count: int) -> None:

@@ -205,7 +205,7 @@ class Repositories:
         self._unfinished.take(peer)
         pull = None
         try:
-            with bound_contextvars(who="cachd:hub"), self._waits.turns.aside():  # it syncs a file
+            with bound_contextvars(who="cachd:hub"), self._waits.slots.without_slot():  # it syncs a file
                 pull = self._pulls.start(spec)
         finally:
             if pull is None:

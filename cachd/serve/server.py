@@ -90,7 +90,9 @@ class HubServer:
         self._queue: queue.SimpleQueue[Exchange | None] = queue.SimpleQueue()
         self._answered: deque[tuple[Exchange, _Then]] = deque()
         self._stopping = threading.Event()
-        self._ending = Ending(self._stopping.is_set, lambda: not self._queue.empty(), waits.turns.aside)
+        self._ending = Ending(
+            self._stopping.is_set, lambda: not self._queue.empty(), waits.slots.without_slot
+        )
         self._bodies = Places(_MAX_BODIES, "too many requests with a body are under way")
         self._wake, self._woken = socket.socketpair()
         self._poll = select.poll()
@@ -235,7 +237,7 @@ class HubServer:
         while (exchange := self._queue.get()) is not None and not self._stopping.is_set():
             then = _Then.closed
             try:
-                with self._waits.turns.one():
+                with self._waits.slots.one():
                     then = self._serve(exchange)
             except OSError as error:
                 log.debug("a client of the Hub endpoint left", reason=str(error))

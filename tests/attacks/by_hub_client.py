@@ -352,7 +352,7 @@ def listings_of_very_many_files_at_once(target: Target) -> None:
             sock.sendall(GET.format(paths[number % len(paths)]).encode())
 
         def ask(number: int) -> None:
-            for _ in range(target.many(50)):
+            for _ in range(target.many(10)):
                 assert got(node, paths[number % len(paths)], POD).status in (200, 503)
                 headers = {"Content-Type": "application/json"}
                 path = "/api/models/org/many/paths-info/main"

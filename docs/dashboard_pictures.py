@@ -15,6 +15,7 @@ from docs.dashboard import selected
 from docs.drawing import Series, drawn, finite, legend_of
 from docs.panel import Panel, Row
 from docs.panels import ROWS
+from tests.ground.hub_client import get
 from tests.ground.models import noise
 from tests.ground.needs import NEEDS, lacking
 from tests.ground.prometheus import JOB, Prometheus
@@ -83,7 +84,7 @@ def _busy(grounds: dict[str, Ground]) -> None:
 
 
 def _pull(ground: Ground, number: int, until: float) -> None:
-    """Pull models one after another, at a rate of the node's own, and ask for each of them twice."""
+    """Pull models one after another, at a rate of the node's own, and ask for each as all clients do."""
     node, turn = ground.node, 0
     node.ask("PUT", "/v1/limits", {"bytes_per_second": (3 - number) * MIB})
     for name in ("slow.bin", "held.bin"):
@@ -95,6 +96,7 @@ def _pull(ground: Ground, number: int, until: float) -> None:
         for _ in range(2):
             node.pull(f"hf://{repo}")
         assert node.ready(name).status == 200
+        assert get(node, f"/{repo}/resolve/main/model.safetensors").status == 200
         node.pull(f"hf://{repo}")
         turn += 1
     node.pull(ground.add("whisper.bin", 14 * MIB))

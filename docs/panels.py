@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from docs.hub_panels import HUB
 from docs.node_panels import DAEMON, DISK, TRUST
 from docs.panel import NONE_IS_GOOD, Panel, Row, increase, quantile, rate, stat, top
 
@@ -237,4 +238,4 @@ ORIGINS = Row(
     ),
 )
 
-ROWS = (FLEET, PULLS, ORIGINS, DISK, TRUST, DAEMON)
+ROWS = (FLEET, PULLS, ORIGINS, HUB, DISK, TRUST, DAEMON)

@@ -45,6 +45,7 @@ SHARED = ("server", "token_file", "output")
 ATTACKERS = {
     "origin": "An origin that cachd is told to pull from",
     "client": "A client of the API without a token",
+    "hub-client": "A client of the Hub endpoint, such as any pod of the node",
     "tenant": "A client whose token lets it ask for pulls",
     "pod": "A pod with the read-only mount",
     "share": "A writer on an allowed share",

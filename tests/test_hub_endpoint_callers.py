@@ -16,16 +16,19 @@ from urllib.parse import urlsplit
 import pytest
 
 from cachd.errors import NotFound, Unavailable
+from cachd.metrics import Metrics
 from cachd.model import Ref
 from cachd.serve.answer import Aborted, Answer, Sink, document, refusal
+from cachd.serve.bounds import Waits
 from cachd.serve.call import call_of
 from cachd.serve.callers import Callers, Tokens
 from cachd.serve.exchange import Request
-from cachd.serve.server import HubServer
+from cachd.serve.server import HubServer, Size
 from tests.ground.hub import Hub
 from tests.ground.hub_client import endpoint_node, endpoint_of, get, hf
 from tests.ground.models import noise
 from tests.ground.node import PATIENCE_SECONDS, Node
+from tests.ground.site import until
 
 FILES = {"config.json": b"{}", "model.safetensors": noise(5000)}
 FILE = "/org/model/resolve/main/config.json"
@@ -125,9 +128,19 @@ class Upstream:
             raise self.error
 
 
+def tokens_of(upstream: Upstream, metrics: Metrics | None = None, **options: Any) -> Tokens:
+    metrics = metrics or Metrics()
+    return Tokens(upstream, Waits(Size().threads, metrics.hub_waiting.set), metrics, **options)
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float:
+    """A sample of these metrics."""
+    return metrics.registry.get_sample_value(name, labels) or 0.0
+
+
 def test_made_up_tokens_cost_the_hub_a_bounded_number_of_requests() -> None:
     upstream, now = Upstream(NotFound("no")), [1000.0]
-    tokens = Tokens(upstream, lambda: now[0])
+    tokens = tokens_of(upstream, clock=lambda: now[0])
     for number in range(60):
         with pytest.raises(NotFound):
             tokens.check("org/model", f"hf_{number}", "10.0.0.1")
@@ -144,12 +157,10 @@ def test_made_up_tokens_cost_the_hub_a_bounded_number_of_requests() -> None:
 def test_few_tokens_are_checked_at_a_time() -> None:
     upstream = Upstream()
     upstream.answers.clear()
-    tokens = Tokens(upstream)
+    tokens = tokens_of(upstream)
     with ThreadPoolExecutor(8) as pool:
         checks = [pool.submit(tokens.check, "org/model", f"hf_{n}", f"10.0.0.{n}") for n in range(8)]
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while upstream.asked < 8 and time.monotonic() < deadline:
-            time.sleep(0.01)
+        until(lambda: upstream.asked == 8)
         with pytest.raises(Unavailable):
             tokens.check("org/model", "hf_8", "10.0.0.8")
         upstream.answers.set()
@@ -159,10 +170,11 @@ def test_few_tokens_are_checked_at_a_time() -> None:
 def test_all_who_wait_for_an_answer_get_an_unexpected_error_at_once() -> None:
     upstream = Upstream(RuntimeError("a fault"))
     upstream.answers.clear()
-    tokens = Tokens(upstream)
+    metrics = Metrics()
+    tokens = tokens_of(upstream, metrics)
     with ThreadPoolExecutor(2) as pool:
         checks = [pool.submit(tokens.check, "org/model", "hf_x", "10.0.0.1") for _ in range(2)]
-        time.sleep(0.2)  # until both wait
+        until(lambda: value(metrics, "cachd_hub_waiting") == 2)
         upstream.answers.set()
         assert {type(check.exception(5.0)) for check in checks} == {RuntimeError}
     assert upstream.asked == 1
@@ -171,11 +183,10 @@ def test_all_who_wait_for_an_answer_get_an_unexpected_error_at_once() -> None:
 def test_a_hub_that_does_not_answer_about_a_token_is_unavailable() -> None:
     upstream = Upstream()
     upstream.answers.clear()
-    tokens = Tokens(upstream, check_seconds=0.1)
+    tokens = tokens_of(upstream, check_seconds=0.1)
     with ThreadPoolExecutor(1) as pool:
         pool.submit(tokens.check, "org/model", "hf_x", "10.0.0.1")
-        while not upstream.asked:
-            time.sleep(0.01)
+        until(lambda: upstream.asked)
         with pytest.raises(Unavailable):
             tokens.check("org/model", "hf_x", "10.0.0.1")
         upstream.answers.set()
@@ -282,13 +293,23 @@ def test_the_endpoint_is_off_unless_an_option_says_where(hub: Hub, tmp_path: Pat
 
 # --- the server alone ---
 
+PLAIN = Size()
+
 
 @contextmanager
-def served(answer: Callable[[Request], Answer], **options: Any) -> Iterator[tuple[str, int]]:
+def served(
+    answer: Callable[[Request], Answer],
+    metrics: Metrics | None = None,
+    *,
+    size: Size = PLAIN,
+    **options: Any,
+) -> Iterator[tuple[str, int]]:
     """The address of a server with this answer."""
+    metrics = metrics or Metrics()
+    waits = Waits(size.threads, metrics.hub_waiting.set)
     with (
         socket.create_server(("127.0.0.1", 0)) as sock,
-        closing(HubServer([sock], answer, **options)) as server,
+        closing(HubServer([sock], answer, metrics, waits=waits, size=size, **options)) as server,
     ):
         server.start()
         yield sock.getsockname()
@@ -314,7 +335,7 @@ def test_a_connection_that_fails_ends_no_thread() -> None:
     def answer(request: Request) -> Answer:
         return Answer(200, {"X-Broken": "two\nlines"} if request.target == "/broken" else {})
 
-    with served(answer, count=1) as at:
+    with served(answer, size=Size(threads=1)) as at:
         assert asked(at, BROKEN) == b""
         assert asked(at, OK).startswith(b"HTTP/1.1 200 ")
 
@@ -343,11 +364,12 @@ def test_a_connection_closed_for_a_new_one_ends_nothing() -> None:
             goes_on.wait(PATIENCE_SECONDS)
         return time.monotonic()
 
-    with served(lambda _: document({}), most=1, clock=clock) as at:
+    metrics = Metrics()
+    with served(lambda _: document({}), metrics, size=Size(connections=1), clock=clock) as at:
         with socket.create_connection(at) as idlest:
             idlest.sendall(HEAD)
             assert idlest.recv(1 << 16)
-            time.sleep(0.2)  # until the connection is idle again
+            until(lambda: value(metrics, "cachd_hub_requests_in_progress") == 0)
             goes_on.clear()
             assert is_held.wait(PATIENCE_SECONDS)
             idlest.send(b"G")
@@ -359,7 +381,9 @@ def test_a_connection_closed_for_a_new_one_ends_nothing() -> None:
 
 
 def test_a_client_that_may_not_ask_holds_no_thread_and_no_connection() -> None:
-    with served(lambda _: document({}), count=1, may_connect=lambda peer, _: peer != "127.0.0.2") as at:
+    with served(
+        lambda _: document({}), size=Size(threads=1), may_connect=lambda client, _: client != "127.0.0.2"
+    ) as at:
         with socket.create_connection(at, 5.0, source_address=("127.0.0.2", 0)) as stranger:
             assert stranger.recv(1 << 16).startswith(b"HTTP/1.1 403 ")  # it has said nothing yet
         assert asked(at, OK).startswith(b"HTTP/1.1 200 ")
@@ -381,7 +405,8 @@ class ComesLate:
 def test_clients_that_wait_for_a_pull_leave_threads_for_what_is_ready() -> None:
     body = ComesLate()
     late = OK.replace(b"/ok", b"/late")
-    with served(lambda r: Answer(200, {}, body) if r.target == "/late" else document({}), count=4) as at:
+    size = Size(threads=4)
+    with served(lambda r: Answer(200, {}, body) if r.target == "/late" else document({}), size=size) as at:
         waiting = [socket.create_connection(at, PATIENCE_SECONDS) for _ in range(2)]
         for each in waiting:
             each.sendall(late)

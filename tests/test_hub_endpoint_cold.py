@@ -18,6 +18,7 @@ from tests.ground.models import noise
 from tests.ground.node import PATIENCE_SECONDS, Node
 from tests.ground.origin import Flip, Late, Seen
 from tests.ground.s3 import free_ports
+from tests.ground.site import until
 
 SIZE = 24 << 20
 LARGE = "model.safetensors"
@@ -274,7 +275,8 @@ def test_huggingface_hub_survives_a_restart_of_the_daemon(hub: Hub, fixed: Node,
     withhold(hub, 12 << 20)
     env = client_env(fixed, tmp_path / "home")
     with subprocess.Popen([sys.executable, "-c", DOWNLOAD], env=env, stdout=subprocess.PIPE, text=True) as it:
-        fixed.wait_for("part made durable")
+        # More than all buffers between them take, so the client is in the middle of the file.
+        until(lambda: fixed.metric("cachd_hub_sent_bytes_total", state="arriving") >= 12 << 20)
         fixed.kill()
         fixed.start()
         hub.cdn.clear()

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import ipaddress
 import resource
 import socket
 import struct
@@ -25,6 +24,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
+
+from cachd.policy import peers
 
 MAX_CONNECTIONS = 2048
 _SWEEPS = 4  # deadline checks within the shortest deadline
@@ -175,9 +176,4 @@ def peer_of(sock: TransportSocket | socket.socket, address: object) -> str:
     if sock.family == socket.AF_UNIX:
         _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         return f"uid {uid}"
-    host = str(address[0]) if isinstance(address, tuple) else ""
-    try:
-        at = ipaddress.ip_address(host)
-    except ValueError:
-        return host
-    return f"{int(at) >> 64:x}/64" if at.version == 6 else host
+    return peers.peer_of(str(address[0])) if isinstance(address, tuple) else ""

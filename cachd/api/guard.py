@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -19,13 +17,10 @@ from cachd.api.connection import MAX_BODY_BYTES, body_too_long
 from cachd.api.problems import problem
 from cachd.errors import CachdError, Forbidden, Invalid
 from cachd.metrics import Metrics
+from cachd.policy.hosts import OwnNames
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-_LONGEST_HOST = 300  # a DNS name has at most 253 characters (RFC 1035, section 2.3.4); its port follows
-# uri-host [":" port] (RFC 9110, section 7.2); an IPv6 address stands in brackets (RFC 3986, section 3.2.2).
-_HOST = re.compile(r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[^\s\[\]:/?#@\\]+))(?::\d*)?", re.ASCII)
 _KNOWN_COUNTERS = 256  # one for each route and class of status
-_KNOWN_HOSTS = 256  # Host headers whose check is remembered, because probes repeat the same ones
 
 
 class Guard:
@@ -41,8 +36,7 @@ class Guard:
     ) -> None:
         self._app, self._access, self._audit = app, access, audit
         self._counter = lru_cache(_KNOWN_COUNTERS)(metrics.requests.labels)
-        self._allowed = {host.lower() for host in allowed_hosts} | {"localhost"}
-        self._names_us = lru_cache(_KNOWN_HOSTS)(lambda host: self._is_name(host) or _is_address(host))
+        self._names = OwnNames(allowed_hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a refused request; pass any other on, with its body already read."""
@@ -90,7 +84,7 @@ class Guard:
         """The reason to refuse a request from any caller: a foreign Host or Origin, or its Content-Length."""
         hosts = headers.getlist("host")
         host = hosts[0] if len(hosts) == 1 else ""
-        if len(host) > _LONGEST_HOST or not self._names_us(host):
+        if not self._names.has(host):
             return Forbidden(
                 f"the Host header {host!r:.120} is not one of this daemon's names",
                 code="foreign_host",
@@ -118,32 +112,14 @@ class Guard:
             ports = page.port or default, asked.port or default
         except ValueError:
             return False
-        is_named = page.hostname == asked.hostname or page.hostname in self._allowed
+        is_named = page.hostname == asked.hostname or page.hostname in self._names.allowed
         return bool(page.hostname) and is_named and ports[0] == ports[1] and default is not None
-
-    def _is_name(self, value: str) -> bool:
-        """Whether the host of a Host header is one of this daemon's names."""
-        return _host(value) in self._allowed
 
 
 def _named(scope: Scope) -> AbstractContextManager[object]:
     """In the block, log lines have the name of the caller's token as `who`, if the call needs one."""
     caller: Caller | None = scope.get("state", {}).get("caller")
     return bound_contextvars(who=caller.grant.name) if caller else nullcontext()
-
-
-def _host(value: str) -> str | None:
-    """The lower-case host of a Host header, without its port; None when it is malformed."""
-    found = _HOST.fullmatch(value)
-    return (found["address"] or found["name"]).lower() if found else None
-
-
-def _is_address(value: str) -> bool:
-    """Whether a Host header holds an IP address. It is safe: in DNS rebinding, the browser sends a name."""
-    with suppress(ValueError):
-        ip_address(_host(value) or "")
-        return True
-    return False
 
 
 def _has_body(scope: Scope) -> bool:

@@ -49,7 +49,8 @@ class ApiOptions(Group):
     )
     allowed_hosts: Strings = Field(
         (),
-        description="host names to accept in the Host header; IP addresses and localhost are always accepted",
+        description="host names to accept in the Host header, also at the Hub endpoint; IP addresses and"
+        " localhost are always accepted",
     )
 
     @field_validator("tls_key_file", "tls_client_ca_file")

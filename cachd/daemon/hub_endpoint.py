@@ -12,7 +12,9 @@ import structlog
 
 from cachd.api.listeners import Sockets
 from cachd.config import Config
+from cachd.daemon.listen import allowed_hosts
 from cachd.daemon.parts import Daemon
+from cachd.policy.hosts import OwnNames
 
 log = structlog.get_logger(__name__)
 
@@ -25,23 +27,23 @@ def hub_endpoint(config: Config, daemon: Daemon) -> Iterator[None]:
     if not config.hub_listen:
         yield
         return
+    from cachd.serve.bounds import Waits
     from cachd.serve.callers import Callers, Tokens
     from cachd.serve.hub import HubApi
     from cachd.serve.repositories import Repositories
-    from cachd.serve.server import THREADS, HubServer
-    from cachd.serve.waits import Waits
+    from cachd.serve.server import HubServer, Size
 
-    by_token = config.hub_share == "token"
-    waits = Waits(THREADS // 2)
+    by_token, metrics, size = config.hub_share == "token", daemon.metrics, Size()
+    waits = Waits(size.threads, metrics.hub_waiting.set)
     repositories = Repositories(daemon.models, daemon.sources, waits, hub_only=by_token)
-    tokens = Tokens(daemon.pulls.previews) if by_token else None
-    callers = Callers(config.hub_allow, tokens)
-    api = HubApi(daemon.models, repositories, callers, daemon.downloads.hasten)
+    callers = Callers(config.hub_allow, Tokens(daemon.pulls.previews, waits, metrics) if by_token else None)
+    names = OwnNames(allowed_hosts(config, config.hub_listeners))
+    api = HubApi(daemon.models, repositories, callers, daemon.downloads.hasten, names=names)
     with Sockets(config.hub_listeners) as sockets:
         opened = sockets.open_all(patience_seconds=_TAKEN_SECONDS)
         listening = [each.sock for each in opened]
         with closing(
-            HubServer(listening, api.answer, waits=waits, may_connect=callers.may_connect)
+            HubServer(listening, api.answer, metrics, waits=waits, may_connect=callers.may_connect, size=size)
         ) as server:
             server.start()
             for each in opened:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from cachd.api.tls import Certificate, TlsFiles
 from cachd.config import Config
 from cachd.errors import Forbidden, Invalid
-from cachd.model.listener import Address, Serves
+from cachd.model.listener import Address, Listener, Serves
 
 
 def check_listen(config: Config) -> None:
@@ -30,9 +30,9 @@ def check_listen(config: Config) -> None:
             )
 
 
-def allowed_hosts(config: Config) -> list[str]:
+def allowed_hosts(config: Config, listeners: Iterable[Listener]) -> list[str]:
     """The names that requests may have in their Host header, besides addresses and localhost."""
-    hosts = [each.at.host for each in config.listeners if isinstance(each.at, Address)]
+    hosts = [each.at.host for each in listeners if isinstance(each.at, Address)]
     return [*config.allowed_hosts, *hosts]
 
 

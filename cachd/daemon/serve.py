@@ -99,7 +99,7 @@ def _serve(loaded: Loaded, *, waits: bool) -> None:
             services,
             tokens=tokens,
             anonymous_reads=config.anonymous_reads,
-            allowed_hosts=allowed_hosts(config),
+            allowed_hosts=allowed_hosts(config, config.listeners),
         )
         stop = partial(_interrupt, daemon, events)
         run = stoppable(app, listeners, certificate=certificate, interrupt=stop, notices=notices)

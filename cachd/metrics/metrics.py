@@ -207,6 +207,38 @@ class Metrics:
         "Tries to write this node's signals that failed, by reason",
         reason=SIGNAL_FAILURES,
     )
+    hub_requests = _counter(
+        "cachd_hub_requests_total",
+        "Requests to the Hub endpoint, by call and class of the HTTP status; `none` is no call of the Hub"
+        " that it answers",
+        call=SEEN,
+        result=SEEN,
+    )
+    hub_sent_bytes = _counter(
+        "cachd_hub_sent_bytes_total",
+        "Bytes of files that the Hub endpoint sent, by whether the file was ready or still arriving",
+        state=("ready", "arriving"),
+    )
+    hub_waiting = _gauge(
+        "cachd_hub_waiting",
+        "Requests to the Hub endpoint that wait now, for bytes, a listing or the check of a token",
+    )
+    hub_in_progress = _gauge(
+        "cachd_hub_requests_in_progress", "Threads of the Hub endpoint that answer requests now, of 64"
+    )
+    hub_connections = _gauge(
+        "cachd_hub_connections", "Connections of clients to the Hub endpoint, of at most 1,024"
+    )
+    hub_refused_connections = _counter(
+        "cachd_hub_refused_connections_total",
+        "Connections to the Hub endpoint that were refused because their address is not in hub_allow",
+    )
+    hub_token_checks = _counter(
+        "cachd_hub_token_checks_total",
+        "Checks whether the token of a client of the Hub endpoint may read a repository, by verdict; `failed`"
+        " without an answer of the Hub",
+        verdict=VERDICTS,
+    )
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no annotations

@@ -16,6 +16,9 @@ _RETRY_SECONDS = 5
 class Sink(Protocol):
     """The receiver of the bytes of a body."""
 
+    def send(self, content: bytes) -> None:
+        """Send bytes that are in memory. Raises ConnectionError if the client left."""
+
     def send_file(self, fd: int, offset: int, count: int) -> None:
         """Send `count` bytes of an open file from `offset` on. Raises ConnectionError if the client left."""
 
@@ -44,11 +47,12 @@ class Aborted(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer. `body`: bytes, or what sends them."""
+    """An answer. `body`: bytes, or what sends them. `call`: the kind of call, for the metrics."""
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | Body = b""
+    call: str = "none"
 
     @property
     def size(self) -> int:
@@ -63,10 +67,13 @@ class Answer:
 
 def document(value: object, **headers: str) -> Answer:
     """An answer with a JSON document. `_` in the name of a header stands for '-'."""
+    return listing(json.dumps(value).encode(), **headers)
+
+
+def listing(body: bytes | Body, **headers: str) -> Answer:
+    """An answer whose body is a JSON document."""
     named = {name.replace("_", "-"): text for name, text in headers.items()}
-    return Answer(
-        200, {"Content-Type": "application/json; charset=utf-8", **named}, json.dumps(value).encode()
-    )
+    return Answer(200, {"Content-Type": "application/json; charset=utf-8", **named}, body)
 
 
 def refusal(status: int, message: str, code: str | None = None, **headers: str) -> Answer:

@@ -13,15 +13,18 @@ HEAD is answered like GET. REV is one percent-encoded segment.
 from __future__ import annotations
 
 import enum
+import re
 from dataclasses import dataclass
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote
 
 from cachd.errors import Invalid
-from cachd.foreign import load_json
-from cachd.serve.exchange import Request
+from cachd.foreign import Limit, load_json
+from cachd.serve.exchange import MAX_BODY_BYTES, Request
 
 MAX_PATHS = 10_000
+_PATHS = Limit(MAX_BODY_BYTES, tokens=MAX_PATHS + 100, depth=4)
 _ATTEMPT = ".attempt"
+_AUTHORITY = re.compile(r"https?://[^/?]*", re.IGNORECASE)  # of a target in absolute form (RFC 9112, 3.2.2)
 
 
 class Kind(enum.Enum):
@@ -53,7 +56,7 @@ def call_of(request: Request) -> Call | None:
 
 
 def _call_of(request: Request) -> Call | None:
-    segments = [unquote(each) for each in urlsplit(request.target).path.removeprefix("/").split("/")]
+    segments = [unquote(each) for each in path_of(request).removeprefix("/").split("/")]
     if request.method == "POST":
         return _posted(segments)
     if request.method not in ("GET", "HEAD"):
@@ -87,16 +90,21 @@ def _posted(segments: list[str]) -> Call | None:
     return None
 
 
+def path_of(request: Request) -> str:
+    """The path that is asked for, percent-encoded."""
+    return _AUTHORITY.sub("", request.target, count=1).partition("?")[0]
+
+
 def query_of(request: Request) -> dict[str, str]:
     """The first value of each parameter of the query. Raises Invalid for too many."""
-    return {name: values[0] for name, values in _fields(urlsplit(request.target).query).items()}
+    return {name: values[0] for name, values in _fields(request.target.partition("?")[2]).items()}
 
 
 def paths_of(request: Request) -> list[str]:
     """The paths that a call of paths-info asks for: a form or JSON. Raises Invalid."""
     try:
         if "json" in request.headers.get("content-type", ""):
-            asked = load_json(request.body, "the request")
+            asked = load_json(request.body, "the request", _PATHS)
             found = asked["paths"]
         else:
             found = _fields(request.body.decode()).get("paths", [])

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from urllib.parse import urlencode, urlsplit
+from dataclasses import dataclass, replace
+from itertools import islice
+from urllib.parse import urlencode
 
 from cachd.errors import CachdError, NotFound
 from cachd.kernel import durable
-from cachd.model import Extent, File, quoted
+from cachd.model import Extent, File, is_hub_id, quoted
+from cachd.policy.hosts import OwnNames
 from cachd.report.models import Models
 from cachd.serve import listings
 from cachd.serve.answer import (
     Answer,
     Body,
     document,
+    listing,
     no_entry,
+    no_repository,
     refusal,
     refused,
 )
-from cachd.serve.call import Call, Kind, address_of, call_of, paths_of, query_of
+from cachd.serve.call import Call, Kind, address_of, call_of, path_of, paths_of, query_of
 from cachd.serve.callers import Callers
 from cachd.serve.content import ArrivingBody, ReadyBody, is_here
 from cachd.serve.exchange import Request
@@ -33,43 +37,67 @@ _RANGE = re.compile(r"bytes=([0-9]{1,18})-([0-9]{0,18})|bytes=-([0-9]{1,18})")
 
 
 class HubApi:
-    """The calls of the endpoint. `hasten`: fetches a file of a running pull before the others."""
+    """The calls of the endpoint. `hasten`: fetches a file of a running pull before the others.
+
+    `names`: which names in a Host header are this node's.
+    """
 
     def __init__(
-        self, models: Models, repositories: Repositories, callers: Callers, hasten: Callable[[File], bool]
+        self,
+        models: Models,
+        repositories: Repositories,
+        callers: Callers,
+        hasten: Callable[[File], bool],
+        *,
+        names: OwnNames,
     ) -> None:
+        self._names = names
         self._models, self._store = models, models.store
         self._repositories, self._callers, self._hasten = repositories, callers, hasten
 
     def answer(self, request: Request) -> Answer:
         """The answer to a request."""
+        if self._is_of_a_page(request):
+            return refusal(403, "requests of web pages, and names that are not this node's, are refused")
         call = call_of(request)
         if call is None:
             return refusal(404, "cachd does not serve this address of the Hub's API")
+        if not is_hub_id(call.repo):
+            return replace(no_repository(call.repo), call=call.kind.name)
         try:
             self._callers.check(call.repo, request.headers.get("authorization"), request.peer)
-            return self._answer(call, request)
+            answer = self._answer(call, request)
         except CachdError as error:
-            return refused(error, call.repo)
+            answer = refused(error, call.repo)
+        return replace(answer, call=call.kind.name)
+
+    def _is_of_a_page(self, request: Request) -> bool:
+        """Whether a browser may have sent a request for a page of another site. Clients of the Hub send none.
+
+        A page may have its own name lead to this node (DNS rebinding), and so read every answer.
+        """
+        headers = request.headers
+        is_cross_site = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+        return is_cross_site or "origin" in headers or not self._names.has(headers.get("host", ""))
 
     def _answer(self, call: Call, request: Request) -> Answer:
         if call.kind is Kind.refs:
-            return self._refs(call)
-        found = self._repositories.revision(call.repo, call.revision)
+            return self._refs(call, request)
+        found = self._repositories.revision(call.repo, call.revision, request.peer)
         match call.kind:
             case Kind.info:
                 blobs = query_of(request).get("blobs", "").lower() in ("true", "1")
-                return document(listings.info(call.repo, found.manifest, blobs=blobs))
+                return listing(listings.info(call.repo, found.manifest, blobs=blobs))
             case Kind.tree:
                 return _tree(call, found, request)
             case Kind.paths_info:
-                return document(listings.some(found.manifest, paths_of(request)))
+                return listing(listings.some(found.manifest, paths_of(request)))
         return self._file(call, found, request)
 
-    def _refs(self, call: Call) -> Answer:
+    def _refs(self, call: Call, request: Request) -> Answer:
         branches = self._repositories.branches(call.repo)
         if not branches:
-            found = self._repositories.revision(call.repo, "main")
+            found = self._repositories.revision(call.repo, "main", request.peer)
             branches = {"main": found.commit}
         shown = [
             {"name": name, "ref": f"refs/heads/{name}", "targetCommit": commit}
@@ -83,7 +111,7 @@ class HubApi:
         file = found.file(call.path)
         if file is None and not found.lacks(call.path):
             try:
-                found = self._repositories.with_file(found, call.path)
+                found = self._repositories.with_file(found, call.path, request.peer)
             except NotFound as error:
                 if error.code != "file_not_found":
                     raise
@@ -145,21 +173,21 @@ class HubApi:
 
 def _tree(call: Call, found: Revision, request: Request) -> Answer:
     """A page of a tree, with a link to the next one."""
-    query = query_of(request)
-    entries = listings.tree(
-        found.manifest, call.path, recursive=query.get("recursive", "").lower() in ("true", "1")
-    )
-    if entries is None:
+    if not listings.has_directory(found.manifest, call.path):
         return no_entry(call.path, found.commit)
+    query = query_of(request)
+    is_recursive = query.get("recursive", "").lower() in ("true", "1")
     start, limit = _number(query.get("cursor"), 0), _number(query.get("limit"), listings.PAGE)
     stop = start + max(1, min(limit, listings.PAGE))
-    if stop >= len(entries):
-        return document(entries[start:])
+    entries = listings.tree(found.manifest, call.path, recursive=is_recursive)
+    page = list(islice(entries, start, stop))
+    if next(entries, None) is None:
+        return document(page)
     host = request.headers.get("host", "")
     base = f"http://{host}" if _HOST.fullmatch(host) else ""
     following = urlencode({**query, "cursor": stop})
-    path = urlsplit(request.target).path
-    return document(entries[start:stop], Link=f'<{base}{path}?{following}>; rel="next"')
+    path = path_of(request)
+    return document(page, Link=f'<{base}{path}?{following}>; rel="next"')
 
 
 def _number(text: str | None, default: int) -> int:
@@ -199,6 +227,8 @@ def _range_of(request: Request, file: File) -> _Range | None:
     if not found:
         return None
     first, last, suffix = found.groups()
+    if last and int(last) < int(first):
+        return None
     if suffix:
         return _Range(max(0, file.size - int(suffix)), file.size, has_end=False, size=file.size)
     stop = min(int(last) + 1 if last else file.size, file.size)

@@ -3,13 +3,54 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import json
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from itertools import islice
 from typing import Any
 
+from cachd.errors import TooBig
 from cachd.model import File, Manifest, commit_of
 from cachd.model.hub import lfs_pointer, lfs_pointer_id
+from cachd.serve.answer import Sink
 
 PAGE = 1000  # entries of a tree in one answer, as on the Hub
+MAX_DIRECTORIES = 200_000  # paths of 1,024 bytes may have far more, and each costs as much as a file
+_PIECE = 200  # entries in one piece of JSON
+Entry = dict[str, Any]
+
+
+class Listing:
+    """A list of JSON objects as the body of an answer. Its memory is that of a few of them.
+
+    `entries`: yields the objects, each time the same ones. `before`, `after`: what surrounds the list.
+    """
+
+    waits = False
+
+    def __init__(
+        self, entries: Callable[[], Iterable[Entry]], before: bytes = b"", after: bytes = b""
+    ) -> None:
+        self._entries, self._before, self._after = entries, before, after
+
+    @cached_property
+    def size(self) -> int:
+        """See `Body`."""
+        return sum(map(len, self._pieces()))
+
+    def send(self, sink: Sink) -> None:
+        """See `Body`."""
+        for piece in self._pieces():
+            sink.send(piece)
+
+    def _pieces(self) -> Iterator[bytes]:
+        yield self._before + b"["
+        comma = ""
+        entries = iter(self._entries())
+        while some := list(islice(entries, _PIECE)):
+            yield (comma + ", ".join(map(json.dumps, some))).encode()
+            comma = ", "
+        yield b"]" + self._after
 
 
 def etag_of(file: File) -> str:
@@ -18,63 +59,91 @@ def etag_of(file: File) -> str:
     return (file.known_sha256 if is_weak and file.known_sha256 else file.stated).hex
 
 
-def info(repo: str, manifest: Manifest, *, blobs: bool) -> dict[str, Any]:
+def info(repo: str, manifest: Manifest, *, blobs: bool) -> Listing:
     """The description of a repository at one commit. `blobs`: with the size and digest of each file."""
-    commit = commit_of(manifest)
-    return {
+    about = {
         "_id": hashlib.sha256(repo.encode()).hexdigest()[:24],
         "id": repo,
         "modelId": repo,
-        "sha": commit,
+        "sha": commit_of(manifest),
         "private": False,
         "gated": False,
         "disabled": False,
         "downloads": 0,
         "likes": 0,
         "tags": [],
-        "siblings": [_sibling(file, blobs=blobs) for file in manifest.files],
+        "siblings": [],
     }
+    before, _, after = json.dumps(about).encode().rpartition(b"[]")
+    return Listing(lambda: (_sibling(file, blobs=blobs) for file in manifest.files), before, after)
 
 
-def _sibling(file: File, *, blobs: bool) -> dict[str, Any]:
+def _sibling(file: File, *, blobs: bool) -> Entry:
     if not blobs:
         return {"rfilename": file.path}
-    shown: dict[str, Any] = {"rfilename": file.path, "size": file.size, "blobId": _oid(file)}
+    shown: Entry = {"rfilename": file.path, "size": file.size, "blobId": _oid(file)}
     if (lfs := _lfs(file)) is not None:
         shown["lfs"] = {"sha256": lfs.pop("oid"), **lfs}
     return shown
 
 
-def tree(manifest: Manifest, directory: str, *, recursive: bool) -> list[dict[str, Any]] | None:
-    """The entries below a directory by path; None if there is no such directory."""
+def has_directory(manifest: Manifest, directory: str) -> bool:
+    """Whether a commit has a directory with this path; the empty one is the top."""
+    return any(file.path.startswith(f"{directory}/") for file in manifest.files) or not directory
+
+
+def tree(manifest: Manifest, directory: str, *, recursive: bool) -> Iterator[Entry]:
+    """Yields the entries below a directory; a directory comes before its files. Raises TooBig."""
     under = f"{directory}/" if directory else ""
-    entries = [each for each in _entries(manifest) if each["path"].startswith(under)]
-    if not entries:
-        return None
-    if not recursive:
-        entries = [each for each in entries if "/" not in each["path"].removeprefix(under)]
-    return entries
+    for path, file in _below(manifest, under) if recursive else _directly_below(manifest, under):
+        yield _entry(manifest, path, file)
 
 
-def some(manifest: Manifest, paths: Iterable[str]) -> list[dict[str, Any]]:
-    """The entries with these paths; those that do not exist are left out."""
-    entries = {each["path"]: each for each in _entries(manifest)}
-    return [entries[path] for path in dict.fromkeys(paths) if path in entries]
+def some(manifest: Manifest, paths: Iterable[str]) -> Listing:
+    """The entries with these paths; those that do not exist are left out. Raises TooBig."""
+    asked = set(paths)
+    found = [(path, file) for path, file in _below(manifest, "") if path in asked]
+    return Listing(lambda: (_entry(manifest, path, file) for path, file in found))
 
 
-def _entries(manifest: Manifest) -> list[dict[str, Any]]:
-    """All files and directories of a commit, sorted by path."""
-    directories = {
-        file.path[:at] for file in manifest.files for at, letter in enumerate(file.path) if letter == "/"
-    }
-    shown = [
-        {"type": "directory", "oid": _opaque(f"{manifest.id}/{path}"), "size": 0, "path": path}
-        for path in directories
-    ]
-    return sorted([*shown, *map(_entry, manifest.files)], key=lambda each: each["path"])
+def _below(manifest: Manifest, under: str) -> Iterator[tuple[str, File | None]]:
+    """Yields the paths of all files and directories that begin with `under`; a directory without a file.
+
+    Files of one directory follow each other, because a manifest is sorted by path.
+    """
+    before, count = under, 0
+    for file in manifest.files:
+        if not file.path.startswith(under):
+            continue
+        at = file.path.find("/", len(under))
+        while at != -1:
+            if not before.startswith(file.path[: at + 1]):
+                yield file.path[:at], None
+                count += 1
+            at = file.path.find("/", at + 1)
+        if count > MAX_DIRECTORIES:
+            raise TooBig(f"the commit has more than {MAX_DIRECTORIES} directories", code="too_many_files")
+        yield file.path, file
+        before = file.path
 
 
-def _entry(file: File) -> dict[str, Any]:
+def _directly_below(manifest: Manifest, under: str) -> Iterator[tuple[str, File | None]]:
+    """Like `_below`, without what is in another directory."""
+    before = ""
+    for file in manifest.files:
+        if not file.path.startswith(under):
+            continue
+        name, slash, _ = file.path[len(under) :].partition("/")
+        if not slash:
+            yield file.path, file
+        elif name != before:
+            yield f"{under}{name}", None
+        before = name if slash else ""
+
+
+def _entry(manifest: Manifest, path: str, file: File | None) -> Entry:
+    if file is None:
+        return {"type": "directory", "oid": _opaque(f"{manifest.id}/{path}"), "size": 0, "path": path}
     shown = {"type": "file", "oid": _oid(file), "size": file.size, "path": file.path}
     return shown if (lfs := _lfs(file)) is None else {**shown, "lfs": lfs}
 
@@ -92,7 +161,7 @@ def _git_id(file: File) -> str | None:
     return file.digest.hex if file.digest is not None and file.digest.algorithm == "git-sha1" else None
 
 
-def _lfs(file: File) -> dict[str, Any] | None:
+def _lfs(file: File) -> Entry | None:
     """The description of a file in git-lfs; None if the commit has the file itself."""
     sha256 = file.known_sha256
     if _git_id(file) is not None or sha256 is None:

@@ -1,37 +1,42 @@
 """Serves the Hub endpoint: one thread watches the connections, and a fixed number of threads answer requests.
 
 A thread answers one request at a time, because it waits for the disk and for pulls and sends files by
-sendfile(2). A connection without a request costs no thread.
+sendfile(2). A connection without a complete request costs no thread.
 
     accepted --> closed, if its address may not ask
-    accepted --> idle --it sends something--> queued --> answered by a thread --> idle, or closed
-                 idle --10 s, or the place is needed--> closed
+    accepted --> idle --it sends something--> a thread --a part is missing--> idle
+                 idle --its deadline passes, or its place is needed--> closed
+                                 a thread --it answers--> idle, again a thread, or closed
 """
 
 from __future__ import annotations
 
+import enum
 import queue
 import select
 import socket
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 
 import structlog
 
 from cachd.errors import CachdError
 from cachd.kernel import threads
+from cachd.metrics import Metrics
 from cachd.serve.answer import Answer, refusal, refused
-from cachd.serve.exchange import Exchange, Left, Request
-from cachd.serve.waits import Waits
+from cachd.serve.bounds import Places, Waits
+from cachd.serve.connections import Connections
+from cachd.serve.exchange import Exchange, Malformed, Request
+from cachd.serve.outlet import Ending, Left
 
 log = structlog.get_logger(__name__)
 
-THREADS = 64
-MAX_CONNECTIONS = 1024
-_IDLE_SECONDS, _STEP_SECONDS = 10.0, 1.0
+_STEP_SECONDS = 1.0
+_MAX_BODIES = 32  # requests with a body at a time, of up to 1 MiB each
 _NO_DESCRIPTOR_SECONDS = 0.2
 _NOT_ALLOWED = b"this address is not in hub_allow of this node's cachd\n"
 _FORBIDDEN = b"HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s" % (
@@ -40,47 +45,65 @@ _FORBIDDEN = b"HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Length: %d
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How many requests are answered at a time, and how many connections are open."""
+
+    threads: int = 64
+    connections: int = 1024
+
+
+class _Then(enum.Enum):
+    """What becomes of a connection after its thread."""
+
+    closed = enum.auto()
+    idle = enum.auto()
+    again = enum.auto()  # it has sent the next request already
+
+
 class HubServer:
     """The listening sockets and threads of the endpoint. `answer` gives the answer to a request.
 
-    `may_connect`: whether a peer is answered at all; it gets the addresses of both ends of the connection.
-    `waits`: counts the requests that wait for a pull.
+    `may_connect`: whether a client is answered at all; it gets the addresses of both ends of the connection.
+    `waits`: counts the requests that wait for a source.
 
     `start` starts the threads, `close` ends them and all connections. The caller closes the sockets after
-    that. One peer may have three quarters of the threads. Only the thread that watches changes the
-    connections; the others hand theirs back through `_answered`.
+    that. Only the thread that watches changes the connections; the others hand theirs back through
+    `_answered`.
     """
 
     def __init__(
         self,
         sockets: Sequence[socket.socket],
         answer: Callable[[Request], Answer],
+        metrics: Metrics,
         *,
-        waits: Waits | None = None,
-        may_connect: Callable[[str, str], bool] = lambda _peer, _own: True,
-        count: int = THREADS,
-        most: int = MAX_CONNECTIONS,
+        waits: Waits,
+        may_connect: Callable[[str, str], bool] = lambda _address, _own: True,
+        size: Size = Size(),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._answer, self._may_connect, self._clock = answer, may_connect, clock
-        self._most = most
+        self._metrics, self._waits = metrics, waits
         self._listening = {sock.fileno(): sock for sock in sockets}
+        self._is_paused = False
         self._queue: queue.SimpleQueue[Exchange | None] = queue.SimpleQueue()
-        self._answered: deque[tuple[Exchange, bool]] = deque()
+        self._answered: deque[tuple[Exchange, _Then]] = deque()
         self._stopping = threading.Event()
+        self._ending = Ending(
+            self._stopping.is_set, lambda: not self._queue.empty(), waits.slots.without_slot
+        )
+        self._bodies = Places(_MAX_BODIES, "too many requests with a body are under way")
         self._wake, self._woken = socket.socketpair()
         self._poll = select.poll()
-        self._idle: dict[int, tuple[Exchange, float]] = {}  # by descriptor, the idlest first
-        self._busy: set[Exchange] = set()
-        self._deferred: list[Exchange] = []  # their peers have enough threads
-        self._peers: Counter[str] = Counter()  # busy connections of each
-        self._most_of_peer = max(1, count * 3 // 4)
-        self._waits = waits or Waits(max(1, count // 2))
+        self._connections = Connections(
+            most=size.connections, threads=size.threads, changed=metrics.hub_connections.set
+        )
         self._threads = [
             threading.Thread(target=self._watch, name="hub-watch", daemon=True),
             *(
                 threading.Thread(target=self._work, name=f"hub-{number}", daemon=True)
-                for number in range(count)
+                for number in range(size.threads)
             ),
         ]
 
@@ -106,26 +129,32 @@ class HubServer:
         for sock in self._listening.values():
             sock.setblocking(False)  # noqa: FBT003
             self._poll.register(sock, select.POLLIN)
+        due = 0.0
         while not self._stopping.is_set():
             ready = [number for number, _ in self._poll.poll(_STEP_SECONDS * 1000)]
             # New connections come last: they may close idle ones, whose events must be handled before.
             for number in sorted(ready, key=self._listening.__contains__):
                 if number in self._listening:
                     self._accept(self._listening[number])
-                elif number in self._idle:
-                    self._hand_out(self._without_watch(number))
+                elif exchange := self._connections.idle(number):
+                    self._poll.unregister(number)
+                    self._connections.wait(exchange)
+                    self._hand_out(exchange.peer)
                 else:
                     self._woken.recv(4096)
             self._take_back()
-            self._close_idle()
+            if (now := self._clock()) >= due:
+                due = now + _STEP_SECONDS
+                for late in self._connections.late(now):
+                    self._close(late)
         self._end_all()
 
     def _accept(self, listening: socket.socket) -> None:
-        if len(self._idle) + len(self._busy) + len(self._deferred) >= self._most:
-            if not self._idle:
-                self._stopping.wait(_NO_DESCRIPTOR_SECONDS)  # the client waits in the queue of the kernel
+        if self._connections.is_full:
+            if (idlest := self._connections.to_close()) is None:
+                self._pause()  # the client waits in the queue of the kernel
                 return
-            self._without_watch(next(iter(self._idle))).close()
+            self._close(idlest)
         try:
             sock, _ = listening.accept()
         except BlockingIOError:
@@ -134,58 +163,65 @@ class HubServer:
             self._stopping.wait(_NO_DESCRIPTOR_SECONDS)
             return
         try:
-            exchange = Exchange(sock, self._stopping.is_set)
+            exchange = Exchange(sock, self._ending, self._bodies)
         except OSError:
             sock.close()
             return
-        if self._may_connect(exchange.peer, exchange.own):
-            self._watch_idle(exchange)
+        if self._may_connect(exchange.address, exchange.own):
+            self._connections.add(exchange)
+            self._poll.register(exchange.fileno(), select.POLLIN)
         else:
+            self._metrics.hub_refused_connections.inc()
             exchange.turn_away(_FORBIDDEN)
 
-    def _watch_idle(self, exchange: Exchange) -> None:
-        self._idle[exchange.fileno()] = exchange, self._clock()
-        self._poll.register(exchange.fileno(), select.POLLIN)
+    def _pause(self) -> None:
+        """Accept no connection until a thread is free."""
+        for number in self._listening:
+            self._poll.unregister(number)
+        self._is_paused = True
 
-    def _without_watch(self, number: int) -> Exchange:
-        self._poll.unregister(number)
-        return self._idle.pop(number)[0]
+    def _resume(self) -> None:
+        for number in self._listening:
+            self._poll.register(number, select.POLLIN)
+        self._is_paused = False
 
-    def _hand_out(self, exchange: Exchange) -> None:
-        if self._peers[exchange.peer] >= self._most_of_peer:
-            self._deferred.append(exchange)
-            return
-        self._peers[exchange.peer] += 1
-        self._busy.add(exchange)
-        self._queue.put(exchange)
+    def _hand_out(self, peer: str) -> None:
+        """Have a thread read what has arrived on the next connection of a peer, if it may have one."""
+        if (exchange := self._connections.begin(peer)) is not None:
+            self._metrics.hub_in_progress.inc()
+            self._queue.put(exchange)
+
+    def _close(self, exchange: Exchange) -> None:
+        """Close a connection. No thread may use it."""
+        if self._connections.idle(exchange.fileno()) is exchange:
+            self._poll.unregister(exchange.fileno())
+        self._connections.remove(exchange)
+        exchange.close()
 
     def _take_back(self) -> None:
-        """Take the connections back whose requests are answered."""
+        """Take back the connections whose threads are done with them."""
         if not self._answered:
             return
         while self._answered:
-            exchange, goes_on = self._answered.popleft()
-            self._busy.discard(exchange)
-            self._peers[exchange.peer] -= 1
-            if goes_on:
-                self._watch_idle(exchange)
+            exchange, then = self._answered.popleft()
+            if then is _Then.closed:
+                self._close(exchange)
             else:
-                exchange.close()
-        self._peers += Counter()  # drops those at zero
-        deferred, self._deferred = self._deferred, []
-        for exchange in deferred:
-            self._hand_out(exchange)
-
-    def _close_idle(self) -> None:
-        before = self._clock() - _IDLE_SECONDS
-        while self._idle and (number := next(iter(self._idle))) and self._idle[number][1] < before:
-            self._without_watch(number).close()
+                self._connections.end(exchange)
+                if then is _Then.again:
+                    self._connections.wait(exchange)
+                else:
+                    self._poll.register(exchange.fileno(), select.POLLIN)
+            self._hand_out(exchange.peer)
+            self._metrics.hub_in_progress.dec()
+        if self._is_paused:
+            self._resume()
 
     def _end_all(self) -> None:
-        """Close the connections without a thread, and have the threads close theirs."""
-        for exchange in (*self._deferred, *(each for each, _ in self._idle.values())):
+        """Have the threads end, and close the connections that have none."""
+        for exchange in self._connections.without_thread():
             exchange.close()
-        for exchange in self._busy:
+        for exchange in self._connections.with_thread():
             exchange.hang_up()
         for _ in self._threads:
             self._queue.put(None)
@@ -199,9 +235,10 @@ class HubServer:
 
     def _work(self) -> None:
         while (exchange := self._queue.get()) is not None and not self._stopping.is_set():
-            goes_on = False
+            then = _Then.closed
             try:
-                goes_on = self._serve(exchange)
+                with self._waits.slots.one():
+                    then = self._serve(exchange)
             except OSError as error:
                 log.debug("a client of the Hub endpoint left", reason=str(error))
             except Exception:
@@ -210,35 +247,45 @@ class HubServer:
                 if self._stopping.is_set():
                     exchange.close()
                 else:
-                    self._answered.append((exchange, goes_on))
+                    self._answered.append((exchange, then))
                     self._tell()
         if exchange is not None:
             exchange.close()
 
-    def _serve(self, exchange: Exchange) -> bool:
-        """Answer the requests that have arrived. Returns whether the client may send another one."""
-        while request := exchange.request():
-            if not self._send(exchange, request, self._answer_to(request)):
-                return False
-            if not exchange.has_more:
-                return True
-        return False
+    def _serve(self, exchange: Exchange) -> _Then:
+        """Answer the next request, if it has arrived. Raises Left."""
+        try:
+            request = exchange.request()
+        except Malformed as error:
+            self._count(error.answer)
+            return _Then.idle if exchange.refuse(error.answer) else _Then.closed
+        if request is None:
+            return _Then.idle
+        if not self._send(exchange, request, self._answer_to(request)):
+            return _Then.closed
+        return _Then.again if exchange.has_more else _Then.idle
 
     def _send(self, exchange: Exchange, request: Request, answer: Answer) -> bool:
         """Send an answer; if its body would wait behind too many others, a refusal."""
         with ExitStack() as stack:
             if answer.waits and request.method != "HEAD":
                 try:
-                    stack.enter_context(self._waits.one())
+                    stack.enter_context(self._waits.one(request.peer))
                 except CachdError as error:
-                    answer = refused(error, "")
-            return exchange.answer(answer)
+                    answer = replace(refused(error, ""), call=answer.call)
+            self._count(answer)
+            state = "arriving" if answer.waits else "ready"
+            return exchange.answer(answer, self._metrics.hub_sent_bytes.labels(state).inc)
 
     def _answer_to(self, request: Request) -> Answer:
         try:
-            return self._answer(request)
+            with threads.in_brief_turns():
+                return self._answer(request)
         except Left:
             raise
         except Exception:
             log.exception("a request of the Hub endpoint failed in a way it should not")
             return refusal(500, "internal error: see the daemon's log")
+
+    def _count(self, answer: Answer) -> None:
+        self._metrics.hub_requests.labels(answer.call, f"{answer.status // 100}xx").inc()

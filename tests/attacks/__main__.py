@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.attacks import by_client, by_node, by_origin, by_pod, by_share, by_tenant  # noqa: F401 they register attacks
+from tests.attacks import by_client, by_hub_client, by_node, by_origin, by_pod, by_share, by_tenant  # noqa: F401 they register attacks
 from tests.attacks.target import MIB, Verdict, besieged, installed
 
 PROJECT = Path(__file__).parents[2]

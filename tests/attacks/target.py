@@ -280,6 +280,7 @@ def besieged(place: Path, program: Sequence[str], *, short: bool, judges_time: b
             ],
             "token_file": str(place / "tokens"),
             "hf_endpoint": hub.url,
+            "hub_listen": "127.0.0.1:0",
             "limit_bytes": LIMIT_BYTES,
             "keep_opened_seconds": 0,
             "log_level": "info",
@@ -303,7 +304,7 @@ def _furnish(target: Target) -> None:
     for number in range(target.many(8000)):
         (many / f"{number:04}.txt").write_text(str(number))
     write_sha256sums(many)
-    target.pull(f"file://{many}/", "many")
+    target.pull(f"file://{many}/", "many", hub_id="org/many")
     for name in (SERVED, "kept-1", "kept-2", "kept-3", "org--model", "many"):
         answer = target.ended(name)
         assert answer.status == 200, (name, answer)

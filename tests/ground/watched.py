@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.ground.hub import Hub
+from tests.ground.hub_client import get
 from tests.ground.models import noise
 from tests.ground.node import Node
 from tests.ground.origin import Flip, Origin, Reset, Status
@@ -41,6 +42,7 @@ def watched(place: Path, *instances: str, every: str = "1s") -> Iterator[Watched
             "limit_bytes_per_second": "32MiB",
             "evict": False,
             "hf_endpoint": hub.url,
+            "hub_listen": "127.0.0.1:0",
         }
         nodes = {name: stack.enter_context(Node(place / name, options)) for name in instances}
         grounds = {name: Ground(node, origin, hub) for name, node in nodes.items()}
@@ -79,6 +81,8 @@ def _everything(ground: Ground, prometheus: Prometheus) -> None:
     assert node.ready("none").status == 404
     node.pull(origin.add("/large.bin", noise(37 * MIB)))
     assert node.ready("large.bin").status == 413
+    ground.hub.add("org/model", {"config.json": b"{}"})
+    assert get(node, "/org/model/resolve/main/config.json").body == b"{}"
     node.ask("POST", "/v1/models/kept.bin/leases", {"seconds": 600})
     node.ask("POST", "/v1/models/kept.bin/verify")
     node.wait_for("verified", name="kept.bin")

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests.ground.hub import Hub
-from tests.ground.hub_client import Reader, client_env, endpoint_node, get, hf
+from tests.ground.hub_client import Reader, client_env, endpoint_node, get, hf, withhold
 from tests.ground.models import noise
 from tests.ground.node import PATIENCE_SECONDS, Node
-from tests.ground.origin import Flip, Late, Seen
+from tests.ground.origin import Flip, Late
 from tests.ground.s3 import free_ports
 
 SIZE = 24 << 20
@@ -38,15 +38,6 @@ def node(hub: Hub, tmp_path: Path) -> Iterator[Node]:
         yield started
 
 
-def withhold(hub: Hub, start: int) -> None:
-    """Let no byte of the large file arrive from `start` on, until the faults are cleared."""
-
-    def is_late(seen: Seen) -> bool:
-        return int(seen.headers.get("range", "bytes=0-")[6:].split("-")[0]) >= start
-
-    hub.cdn.fault(hub.cdn_path("org/model", LARGE), Late(), when=is_late)
-
-
 def address(node: Node) -> str:
     """The address of the attempt at the large file that runs now."""
     redirect = get(node, PLACE, "HEAD")
@@ -65,7 +56,7 @@ def test_hf_download_pulls_a_model_that_is_not_here(hub: Hub, node: Node, tmp_pa
 
 
 def test_a_client_gets_bytes_before_the_file_has_arrived(hub: Hub, node: Node) -> None:
-    withhold(hub, 12 << 20)
+    withhold(hub, "org/model", LARGE, 12 << 20)
     with Reader(node, address(node)) as reader:
         assert reader.status == 200
         first = reader.read(4 << 20)
@@ -136,7 +127,7 @@ def test_a_file_that_a_client_waits_for_is_fetched_before_the_others(hub: Hub, t
 
 
 def test_a_client_resumes_after_its_connection_was_cut(hub: Hub, node: Node) -> None:
-    withhold(hub, 12 << 20)
+    withhold(hub, "org/model", LARGE, 12 << 20)
     place = address(node)
     with Reader(node, place) as reader:
         first = reader.read(1 << 20)
@@ -198,7 +189,7 @@ def test_wrong_bytes_of_one_attempt_are_not_joined_with_those_of_the_next(hub: H
         reader.read()
     assert node.ready("org--model").status >= 500
     hub.cdn.clear()
-    withhold(hub, 12 << 20)
+    withhold(hub, "org/model", LARGE, 12 << 20)
     node.pull("hf://org/model")
     second = address(node)
     assert second != first
@@ -237,7 +228,7 @@ def fixed(hub: Hub, tmp_path: Path) -> Iterator[Node]:
 
 
 def test_a_client_goes_on_after_the_daemon_was_killed(hub: Hub, fixed: Node) -> None:
-    withhold(hub, 12 << 20)
+    withhold(hub, "org/model", LARGE, 12 << 20)
     place = address(fixed)
     with Reader(fixed, place) as reader:
         first = reader.read(2 << 20)
@@ -252,7 +243,7 @@ def test_a_client_goes_on_after_the_daemon_was_killed(hub: Hub, fixed: Node) -> 
 def test_wrong_bytes_of_a_killed_daemon_are_not_completed_by_the_next_one(hub: Hub, fixed: Node) -> None:
     wrong = hub.cdn_path("org/model", LARGE)
     hub.cdn.fault(wrong, Flip(10), when=lambda seen: "bytes=0-" in seen.headers["range"])
-    withhold(hub, 12 << 20)
+    withhold(hub, "org/model", LARGE, 12 << 20)
     place = address(fixed)
     with Reader(fixed, place) as reader:
         first = reader.read(1 << 20)
@@ -271,7 +262,7 @@ def test_wrong_bytes_of_a_killed_daemon_are_not_completed_by_the_next_one(hub: H
 
 
 def test_huggingface_hub_survives_a_restart_of_the_daemon(hub: Hub, fixed: Node, tmp_path: Path) -> None:
-    withhold(hub, 12 << 20)
+    withhold(hub, "org/model", LARGE, 12 << 20)
     env = client_env(fixed, tmp_path / "home")
     with subprocess.Popen([sys.executable, "-c", DOWNLOAD], env=env, stdout=subprocess.PIPE, text=True) as it:
         fixed.wait_for("part made durable")

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from tests.ground.hub import Hub
 from tests.ground.node import PATIENCE_SECONDS, Node
+from tests.ground.origin import Late, Seen
 
 HF = Path(sys.executable).with_name("hf")
 
@@ -48,6 +49,15 @@ def script(node: Node, home: Path, text: str, *words: str, **env: str) -> subpro
     """Run a program in Python against the endpoint."""
     said, command = client_env(node, home, **env), [sys.executable, "-c", text, *words]
     return subprocess.run(command, env=said, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+
+
+def withhold(hub: Hub, repo: str, path: str, start: int) -> None:
+    """Let no byte of a large file arrive from `start` on, until the faults of the CDN are cleared."""
+
+    def is_late(seen: Seen) -> bool:
+        return int(seen.headers.get("range", "bytes=0-")[6:].split("-")[0]) >= start
+
+    hub.cdn.fault(hub.cdn_path(repo, path), Late(), when=is_late)
 
 
 @dataclass(frozen=True)

@@ -198,16 +198,28 @@ def test_wrong_bytes_of_one_attempt_are_not_joined_with_those_of_the_next(hub: H
             assert (reader.status, reader.headers["content-length"]) == (200, str(SIZE))
 
 
-def test_a_huggingface_hub_before_1_0_gets_no_byte_before_the_file_is_verified(hub: Hub, node: Node) -> None:
+@pytest.mark.parametrize(
+    "client",
+    [
+        "unknown/None; hf_hub/0.34.4; python/3.11.2",
+        "unknown/None; hf_hub/1.17.0; python/3.11.2",
+        "llama-cpp/b10000",
+        "unknown/None; hf-hub/0.4.1; rust/unknown",
+        "",
+    ],
+)
+def test_a_client_that_may_resume_elsewhere_gets_no_byte_before_the_file_is_verified(
+    hub: Hub, node: Node, client: str
+) -> None:
     """Promised: A client of the Hub endpoint never ends with a file that was not verified."""
-    old = "unknown/None; hf_hub/0.34.4; python/3.11.2"
     hub.cdn.fault(hub.cdn_path("org/model", LARGE), Flip(10))
     place = address(node)
-    assert get(node, PLACE, "HEAD", User_Agent=old).status == 200
+    assert get(node, PLACE, "HEAD", User_Agent=client).status == 200
     for asked in (PLACE, place):
-        with Reader(node, asked, User_Agent=old) as reader, pytest.raises(http.client.IncompleteRead) as cut:
-            reader.read()
-        assert cut.value.partial == b""
+        with Reader(node, asked, User_Agent=client) as reader:
+            with pytest.raises(http.client.IncompleteRead) as cut:
+                reader.read()
+            assert cut.value.partial == b""
 
 
 # --- restarts ---

@@ -1,8 +1,8 @@
 """Tries clients on the Hub endpoint of a real daemon, which pulls from the Hub of the tests.
 
-    cold        the daemon has no model: it pulls it while the client reads
-    warm        the daemon has all models: nobody asks the Hub
-    restarted   cold, and the daemon is killed and started again when the client has a part of a file
+cold        the daemon has no model: it pulls it while the client reads
+warm        the daemon has all models: nobody asks the Hub
+restarted   cold, and the daemon is killed and started again when the client has a part of a file
 """
 
 from __future__ import annotations

@@ -75,8 +75,8 @@ class Field:
     def environment(self, client: Client, view: str, case: str) -> dict[str, str]:
         """The variables of a trial: those of `cachd env`, and what the program needs to know.
 
-        Only an offline trial has HF_HUB_OFFLINE. Without a network, the Hub cannot be reached. A client of the
-        endpoint has a cache of its own.
+        Only an offline trial has HF_HUB_OFFLINE. Without a network, the Hub cannot be reached. A client of
+        the endpoint has a cache of its own.
         """
         printed = recipe(client)
         env = {**printed.env, **client.more}

@@ -95,6 +95,11 @@ COMPARES_BASES = Fault(
     "compares the base model that the adapter names with the path of the model, so the adapter is not found",
     "https://github.com/vllm-project/vllm/issues/18630",
 )
+LISTS_FILES = Fault(
+    "asks the Hub for the list of files again and again, for minutes; set HF_HUB_OFFLINE=1",
+    "https://github.com/vllm-project/vllm/pull/13107",
+    fails=False,
+)
 
 LIGHT = (
     Client("huggingface_hub 2.4", "hub-2.4", "huggingface_hub", TENSORS, "huggingface_hub", views=EVERYWHERE),
@@ -211,6 +216,7 @@ _OF_VLLM = (
         interrupted=_SHARD,
         more=_NO_GPU,
         more_words=_SMALL,
+        faults=_in((HUB,), (NO_NETWORK,), LISTS_FILES),
     ),
     Client(
         "vLLM, `--lora-modules`",
@@ -243,6 +249,7 @@ _OF_VLLM = (
         faults={
             **_in((PLAIN,), NETWORKS, COMPARES_BASES),
             **_in((HUB,), (OFFLINE,), COMPARES_BASES),
+            **_in((HUB,), (NO_NETWORK,), LISTS_FILES),
         },
     ),
 )

@@ -55,7 +55,7 @@ wild: $(READY)            ## pulls from every odd origin of docs/origins.md; end
 test-kube: $(READY)       ## the chart and the manifests on a real node of Kubernetes, which is built once; CASES=, needs root and Debian
 	$(BIN)/python -m tests.kube $(CASES)
 
-conformance: $(READY)     ## loads models by real clients from a read-only mount, and renews the table of docs/engines.md; CLIENTS="vllm peft"
+conformance: $(READY)     ## loads models by real clients from a read-only mount and through the Hub endpoint, and renews the table of docs/engines.md; CLIENTS="vllm peft"
 	$(BIN)/python -m tests.conformance $(CLIENTS)
 
 torture: $(READY)         ## killed and failed at every system call while a pod reads; MINUTES=10, SEED= as it was printed

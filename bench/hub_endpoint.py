@@ -25,7 +25,7 @@ from rich.table import Table
 
 from bench.measure import MIB, random_file
 from tests.ground.hub import Hub
-from tests.ground.hub_client import endpoint_node, endpoint_of
+from tests.ground.hub_client import NEVER_RESUMES, endpoint_node, endpoint_of
 from tests.ground.nginx import Nginx
 from tests.ground.node import Node
 
@@ -98,7 +98,7 @@ def read(url: str, headers: dict[str, str] | None = None) -> tuple[float, float]
     connection = http.client.HTTPConnection(parts.netloc, timeout=600)
     began = time.perf_counter()
     target = f"{parts.path}?{parts.query}" if parts.query else parts.path
-    connection.request("GET", target, headers=headers or {})
+    connection.request("GET", target, headers={"User-Agent": NEVER_RESUMES, **(headers or {})})
     response = connection.getresponse()
     if location := response.getheader("Location"):
         response.read()

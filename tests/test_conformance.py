@@ -1,8 +1,9 @@
-"""Clients of the Hub's cache load models from a read-only mount: the light rows of `make conformance`."""
+"""Clients load models from a read-only mount and the Hub endpoint: the light rows of `make conformance`."""
 
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -10,13 +11,28 @@ from collections.abc import Iterator
 import pytest
 
 from cachd.pod.recipe import EngineName
-from tests.conformance.clients import ALL, HUB, LIGHT, NO_NETWORK, OFFLINE, ONLINE, PLAIN, TENSORS, Client
+from tests.conformance import endpoint
+from tests.conformance.clients import (
+    ALL,
+    COLD,
+    ENDPOINT,
+    HUB,
+    LIGHT,
+    NO_NETWORK,
+    OFFLINE,
+    ONLINE,
+    PLAIN,
+    TENSORS,
+    WARM,
+    Client,
+)
 from tests.conformance.environments import ENVIRONMENTS
 from tests.conformance.kept import read, undocumented
 from tests.conformance.made import MAKERS, model
 from tests.conformance.trials import PROGRAMS, Field, field
 from tests.ground.needs import needs
 from tests.ground.pod import run_in_pod
+from tests.ground.program import PROJECT
 from tests.ground.site import Ground
 from tests.ground.weights import gguf
 from tests.test_preflight import TEXT
@@ -26,6 +42,8 @@ CHEAP = [
     (HUB, OFFLINE, "root"),
     (HUB, NO_NETWORK, "random uid"),
     (HUB, ONLINE, "random uid"),
+    (ENDPOINT, COLD, "random uid"),
+    (ENDPOINT, WARM, "random uid"),
 ]
 CONNECT = """
 import socket
@@ -45,13 +63,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
 
 
 @needs("pods")
-@pytest.mark.parametrize(("view", "network", "user"), CHEAP)
+@pytest.mark.parametrize(("view", "case", "user"), CHEAP)
 @pytest.mark.parametrize("client", LIGHT, ids=[client.name for client in LIGHT])
 def test_a_client_loads_a_model_that_it_has_never_seen(
-    models: Field, client: Client, view: str, network: str, user: str
+    models: Field, client: Client, view: str, case: str, user: str
 ) -> None:
     if view in client.views:
-        assert models.tried(client, sys.executable, view, network, user).failure == ""
+        assert models.tried(client, sys.executable, view, case, user).failure == ""
 
 
 @needs("pods", "ip")
@@ -80,6 +98,12 @@ def test_a_row_runs_with_exactly_what_cachd_env_prints(
     assert [seen["PORT"] if word == str(printed["port"]) else word for word in started] == ours[
         : len(started)
     ]
+
+
+def test_a_client_of_the_endpoint_has_the_variables_that_the_page_names() -> None:
+    page = (PROJECT / "docs/hub-endpoint.md").read_text()
+    named = dict(re.findall(r"(?m)^\| `(\w+)` \| `([^`]+)`", page))
+    assert named == {**endpoint.VARIABLES, "HF_ENDPOINT": "http://$(HOST_IP):8471"}
 
 
 def test_every_client_has_its_program_its_packages_and_its_model() -> None:

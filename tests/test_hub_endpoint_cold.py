@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests.ground.hub import Hub
-from tests.ground.hub_client import Reader, client_env, endpoint_node, get, hf
+from tests.ground.hub_client import Reader, client_env, endpoint_node, get, hf, withhold
 from tests.ground.models import noise
 from tests.ground.node import PATIENCE_SECONDS, Node
-from tests.ground.origin import Flip, Late, Seen
+from tests.ground.origin import Flip, Late
 from tests.ground.s3 import free_ports
 from tests.ground.site import until
 
@@ -39,15 +39,6 @@ def node(hub: Hub, tmp_path: Path) -> Iterator[Node]:
         yield started
 
 
-def withhold(hub: Hub, start: int) -> None:
-    """Let no byte of the large file arrive from `start` on, until the faults are cleared."""
-
-    def is_late(seen: Seen) -> bool:
-        return int(seen.headers.get("range", "bytes=0-")[6:].split("-")[0]) >= start
-
-    hub.cdn.fault(hub.cdn_path("org/model", LARGE), Late(), when=is_late)
-
-
 def address(node: Node) -> str:
     """The address of the attempt at the large file that runs now."""
     redirect = get(node, PLACE, "HEAD")
@@ -66,7 +57,7 @@ def test_hf_download_pulls_a_model_that_is_not_here(hub: Hub, node: Node, tmp_pa
 
 
 def test_a_client_gets_bytes_before_the_file_has_arrived(hub: Hub, node: Node) -> None:
-    withhold(hub, 12 << 20)
+    withhold(hub, "org/model", LARGE, 12 << 20)
     with Reader(node, address(node)) as reader:
         assert reader.status == 200
         first = reader.read(4 << 20)
@@ -137,7 +128,7 @@ def test_a_file_that_a_client_waits_for_is_fetched_before_the_others(hub: Hub, t
 
 
 def test_a_client_resumes_after_its_connection_was_cut(hub: Hub, node: Node) -> None:
-    withhold(hub, 12 << 20)
+    withhold(hub, "org/model", LARGE, 12 << 20)
     place = address(node)
     with Reader(node, place) as reader:
         first = reader.read(1 << 20)
@@ -199,7 +190,7 @@ def test_wrong_bytes_of_one_attempt_are_not_joined_with_those_of_the_next(hub: H
         reader.read()
     assert node.ready("org--model").status >= 500
     hub.cdn.clear()
-    withhold(hub, 12 << 20)
+    withhold(hub, "org/model", LARGE, 12 << 20)
     node.pull("hf://org/model")
     second = address(node)
     assert second != first
@@ -208,16 +199,28 @@ def test_wrong_bytes_of_one_attempt_are_not_joined_with_those_of_the_next(hub: H
             assert (reader.status, reader.headers["content-length"]) == (200, str(SIZE))
 
 
-def test_a_huggingface_hub_before_1_0_gets_no_byte_before_the_file_is_verified(hub: Hub, node: Node) -> None:
+@pytest.mark.parametrize(
+    "client",
+    [
+        "unknown/None; hf_hub/0.34.4; python/3.11.2",
+        "unknown/None; hf_hub/1.17.0; python/3.11.2",
+        "llama-cpp/b10000",
+        "unknown/None; hf-hub/0.4.1; rust/unknown",
+        "",
+    ],
+)
+def test_a_client_that_may_resume_elsewhere_gets_no_byte_before_the_file_is_verified(
+    hub: Hub, node: Node, client: str
+) -> None:
     """Promised: A client of the Hub endpoint never ends with a file that was not verified."""
-    old = "unknown/None; hf_hub/0.34.4; python/3.11.2"
     hub.cdn.fault(hub.cdn_path("org/model", LARGE), Flip(10))
     place = address(node)
-    assert get(node, PLACE, "HEAD", User_Agent=old).status == 200
+    assert get(node, PLACE, "HEAD", User_Agent=client).status == 200
     for asked in (PLACE, place):
-        with Reader(node, asked, User_Agent=old) as reader, pytest.raises(http.client.IncompleteRead) as cut:
-            reader.read()
-        assert cut.value.partial == b""
+        with Reader(node, asked, User_Agent=client) as reader:
+            with pytest.raises(http.client.IncompleteRead) as cut:
+                reader.read()
+            assert cut.value.partial == b""
 
 
 # --- restarts ---
@@ -238,7 +241,7 @@ def fixed(hub: Hub, tmp_path: Path) -> Iterator[Node]:
 
 
 def test_a_client_goes_on_after_the_daemon_was_killed(hub: Hub, fixed: Node) -> None:
-    withhold(hub, 12 << 20)
+    withhold(hub, "org/model", LARGE, 12 << 20)
     place = address(fixed)
     with Reader(fixed, place) as reader:
         first = reader.read(2 << 20)
@@ -253,7 +256,7 @@ def test_a_client_goes_on_after_the_daemon_was_killed(hub: Hub, fixed: Node) -> 
 def test_wrong_bytes_of_a_killed_daemon_are_not_completed_by_the_next_one(hub: Hub, fixed: Node) -> None:
     wrong = hub.cdn_path("org/model", LARGE)
     hub.cdn.fault(wrong, Flip(10), when=lambda seen: "bytes=0-" in seen.headers["range"])
-    withhold(hub, 12 << 20)
+    withhold(hub, "org/model", LARGE, 12 << 20)
     place = address(fixed)
     with Reader(fixed, place) as reader:
         first = reader.read(1 << 20)
@@ -272,7 +275,7 @@ def test_wrong_bytes_of_a_killed_daemon_are_not_completed_by_the_next_one(hub: H
 
 
 def test_huggingface_hub_survives_a_restart_of_the_daemon(hub: Hub, fixed: Node, tmp_path: Path) -> None:
-    withhold(hub, 12 << 20)
+    withhold(hub, "org/model", LARGE, 12 << 20)
     env = client_env(fixed, tmp_path / "home")
     with subprocess.Popen([sys.executable, "-c", DOWNLOAD], env=env, stdout=subprocess.PIPE, text=True) as it:
         # More than all buffers between them take, so the client is in the middle of the file.

@@ -32,7 +32,8 @@ from cachd.serve.repositories import Repositories, Revision
 from cachd.store.ingest import HELD_BYTES
 
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:[0-9]{1,5})?")
-_RESUMES_ANYWHERE = re.compile(r"\b(hf_hub|huggingface_hub)/0\.")
+_HF_HUB = re.compile(r"\bhf_hub/([0-9]{1,4})\.([0-9]{1,4})\b")
+_NEVER_RESUMES_SINCE = (1, 18)
 _RANGE = re.compile(r"bytes=([0-9]{1,18})-([0-9]{0,18})|bytes=-([0-9]{1,18})")
 
 
@@ -150,7 +151,7 @@ class HubApi:
         assert pull is not None
         self._hasten(file)
         offer = self._store.content.offers.of(file)
-        number, waits = offer.next_attempt, _resumes_anywhere(request)
+        number, waits = offer.next_attempt, _may_resume_anywhere(request)
         if attempt is None and file.size > HELD_BYTES and not waits:
             address = address_of(call, found.commit, number, quoted(file.path))
             return Answer(307, {**headers, "Location": address})
@@ -248,12 +249,13 @@ def _ranged(
     return Answer(206, ranged, body(Extent(start, stop)))
 
 
-def _resumes_anywhere(request: Request) -> bool:
-    """Whether the client is a huggingface_hub before 1.0.
+def _may_resume_anywhere(request: Request) -> bool:
+    """Whether a later download may go on with the bytes of a failed one, perhaps at another node.
 
-    It keeps the bytes of a failed download, and a later one goes on with them, perhaps at another node.
+    huggingface_hub does so before 1.18, and so do llama.cpp and programs such as curl.
     """
-    return bool(_RESUMES_ANYWHERE.search(request.headers.get("user-agent", "")))
+    found = _HF_HUB.search(request.headers.get("user-agent", ""))
+    return found is None or (int(found[1]), int(found[2])) < _NEVER_RESUMES_SINCE
 
 
 def _gone(file: File, attempt: int) -> Answer:

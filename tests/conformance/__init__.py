@@ -1,1 +1,1 @@
-"""Clients of models, as they are, on a read-only mount of cachd: `python -m tests.conformance`."""
+"""Real clients, on a read-only mount of cachd and on its Hub endpoint: `python -m tests.conformance`."""

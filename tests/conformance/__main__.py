@@ -19,8 +19,8 @@ import structlog
 
 from docs import render
 from tests.conformance import environments, kept
-from tests.conformance.clients import ALL, NETWORKS, TENSORS, VIEWS, Client
-from tests.conformance.kept import USERS
+from tests.conformance.clients import ALL, CASES, COLUMNS, TENSORS, Client, Place
+from tests.conformance.kept import USERS, users_of
 from tests.conformance.made import MAKERS, model
 from tests.conformance.trials import Field, field
 
@@ -39,11 +39,10 @@ def main(arguments: list[str]) -> int:
         models = {repo: _made(repo, asked.environments / "models", pythons) for repo in sorted(repos)}
         surprises: list[str] = []
         with field(Path(root), models) as ground:
-            for user, network, view in itertools.product(asked.users, asked.networks, asked.views):
+            for user, place in itertools.product(asked.users, _places(asked)):
                 for client in there:
-                    if view in client.views:
-                        python = pythons[client.environment]
-                        surprises += _tried(ground, client, python, user, network, view)
+                    if place in client.places and user in users_of(place):
+                        surprises += _tried(ground, client, pythons[client.environment], user, place)
     render.renew()
     missing = [client.name for client in clients if client not in there]
     print("\n".join([*surprises, *(f"{name}: not installed" for name in missing)]) or "as documented")
@@ -54,13 +53,18 @@ def _asked(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.conformance", description=__doc__.splitlines()[0])
     parser.add_argument("words", metavar="WORD", nargs="*", help="only clients whose name has one of these")
     parser.add_argument("--environments", type=Path, default=environments.place(), help="where they are")
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS, help="all by default")
-    parser.add_argument("--views", nargs="+", choices=VIEWS, default=VIEWS, help="all by default")
+    cases = list(dict.fromkeys(case for _, case in COLUMNS))
+    parser.add_argument("--cases", nargs="+", choices=cases, default=cases, help="all by default")
+    parser.add_argument("--views", nargs="+", choices=CASES, default=[*CASES], help="all by default")
     parser.add_argument("--users", nargs="+", choices=USERS, default=[*USERS], help="all by default")
     asked = parser.parse_args(arguments)
     if not any(_is_asked(client, asked.words) for client in ALL):
         parser.error(f"no such client; there are {', '.join(client.name for client in ALL)}")
     return asked
+
+
+def _places(asked: argparse.Namespace) -> list[Place]:
+    return [(view, case) for view, case in COLUMNS if view in asked.views and case in asked.cases]
 
 
 def _is_asked(client: Client, words: Sequence[str]) -> bool:
@@ -77,11 +81,11 @@ def _made(repo: str, place: Path, pythons: Mapping[str, str]) -> dict[str, bytes
     return model(repo, place / repo, pythons[MAKERS[repo][1]] if repo in MAKERS else "")
 
 
-def _tried(ground: Field, client: Client, python: str, user: str, network: str, view: str) -> Iterable[str]:
+def _tried(ground: Field, client: Client, python: str, user: str, place: Place) -> Iterable[str]:
     """Try a client once, keep the result, and return what is not as documented."""
-    cell = ground.tried(client, python, view, network, user)
+    cell = ground.tried(client, python, *place, user)
     found = cell.failure or "loaded"
-    where = f"{client.name}, {view}, {network}, {user}"
+    where = f"{client.name}, {place[0]}, {place[1]}, {user}"
     print(f"{where}: {found} ({cell.seconds:.1f} s)", file=sys.stderr, flush=True)
     day = datetime.now(UTC).date().isoformat()
     kept.write(client, environments.version(python, client.package), day, cell)

@@ -16,10 +16,14 @@ ADAPTER, ONNX, GGUF, TENSORS = "org/adapter", "org/onnx", "org/gguf", "org/tenso
 TRITON, VERSION, ARRANGED = "org/triton", "org/version", "org/arranged"
 LAYOUTS = {ARRANGED: "triton"}  # option `layout` of the pull, by repository
 
-PLAIN, HUB = "plain", "Hub"
+PLAIN, HUB, ENDPOINT = "plain", "Hub", "endpoint"
 OFFLINE, NO_NETWORK, ONLINE = "offline", "no network", "online"
-VIEWS, NETWORKS = (PLAIN, HUB), (OFFLINE, NO_NETWORK, ONLINE)
+COLD, WARM, RESTARTED = "cold", "warm", "restarted"
+VIEWS, EVERYWHERE = (PLAIN, HUB), (PLAIN, HUB, ENDPOINT)
+NETWORKS = (OFFLINE, NO_NETWORK, ONLINE)
+CASES = {PLAIN: NETWORKS, HUB: NETWORKS, ENDPOINT: (COLD, WARM, RESTARTED)}
 Place = tuple[str, str]
+COLUMNS: tuple[Place, ...] = tuple((view, case) for view, cases in CASES.items() for case in cases)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +41,9 @@ class Client:
 
     `environment`: which of `ENVIRONMENTS` has it. `package`: whose version the table shows. `model`: the
     repository that it loads; `file`: the file in it, if the client takes one. `needs`: other repositories.
-    `engine`: the engine whose `cachd env` it runs with. `more`: variables and arguments that only this
-    trial has. `faults`: by (view, network).
+    `engine`: the engine whose `cachd env` it runs with. `interrupted`: the file during whose arrival the
+    daemon is restarted; empty: it is not. `more`: variables and arguments that only this trial has.
+    `faults`: by (view, case).
     """
 
     name: str
@@ -50,13 +55,23 @@ class Client:
     file: str = ""
     needs: tuple[str, ...] = ()
     views: tuple[str, ...] = VIEWS
+    interrupted: str = ""
     more: Mapping[str, str] = field(default_factory=dict)
     more_words: tuple[str, ...] = ()
     faults: Mapping[Place, Fault] = field(default_factory=dict)
 
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Each view and case in which it is tried."""
+        return tuple(
+            (view, case)
+            for view, case in COLUMNS
+            if view in self.views and (case != RESTARTED or self.interrupted)
+        )
 
-def _in(views: tuple[str, ...], networks: tuple[str, ...], fault: Fault) -> dict[Place, Fault]:
-    return {(view, network): fault for view in views for network in networks}
+
+def _in(views: tuple[str, ...], cases: tuple[str, ...], fault: Fault) -> dict[Place, Fault]:
+    return {(view, case): fault for view in views for case in cases}
 
 
 WRITES_REFS = Fault(
@@ -81,9 +96,14 @@ COMPARES_BASES = Fault(
     "compares the base model that the adapter names with the path of the model, so the adapter is not found",
     "https://github.com/vllm-project/vllm/issues/18630",
 )
+LISTS_FILES = Fault(
+    "asks the Hub for the list of files again and again, for minutes; set HF_HUB_OFFLINE=1",
+    "https://github.com/vllm-project/vllm/pull/13107",
+    fails=False,
+)
 
 LIGHT = (
-    Client("huggingface_hub 2.4", "hub-2.4", "huggingface_hub", TENSORS, "huggingface_hub"),
+    Client("huggingface_hub 2.4", "hub-2.4", "huggingface_hub", TENSORS, "huggingface_hub", views=EVERYWHERE),
     Client("`hf cache` 2.4", "hub-2.4", "huggingface_hub", TENSORS, "hf_cache", views=(HUB,)),
     Client("safetensors", "hub-2.4", "safetensors", TENSORS, "safetensors_alone"),
 )
@@ -94,10 +114,18 @@ _OLD_HUBS = (
         "huggingface_hub",
         TENSORS,
         "huggingface_hub",
+        views=EVERYWHERE,
         faults=_in((HUB,), (ONLINE,), WRITES_REFS),
     ),
     *(
-        Client(f"huggingface_hub {version}", f"hub-{version}", "huggingface_hub", TENSORS, "huggingface_hub")
+        Client(
+            f"huggingface_hub {version}",
+            f"hub-{version}",
+            "huggingface_hub",
+            TENSORS,
+            "huggingface_hub",
+            views=EVERYWHERE,
+        )
         for version in ("0.36", "1.33")
     ),
     *(
@@ -113,6 +141,7 @@ _OLD_HUBS = (
         for version in ("0.23", "0.36", "1.33")
     ),
 )
+_SHARD = "model-00001-of-00003.safetensors"
 _OF_TORCH = (
     Client(
         "transformers 5",
@@ -120,13 +149,18 @@ _OF_TORCH = (
         "transformers",
         TEXT,
         "transformers_text",
+        views=EVERYWHERE,
+        interrupted=_SHARD,
         faults=_in((HUB,), (NO_NETWORK,), LISTS_TEMPLATES),
     ),
-    Client(
-        "transformers 5, `trust_remote_code`", "torch", "transformers", OWN_CODE, "transformers_remote_code"
+    *(
+        Client(name, "torch", package, model, program, views=EVERYWHERE)
+        for name, package, model, program in (
+            ("transformers 5, `trust_remote_code`", "transformers", OWN_CODE, "transformers_remote_code"),
+            ("sentence-transformers", "sentence-transformers", EMBEDDINGS, "sentence_transformers"),
+            ("diffusers", "diffusers", PIPELINE, "diffusers_pipeline"),
+        )
     ),
-    Client("sentence-transformers", "torch", "sentence-transformers", EMBEDDINGS, "sentence_transformers"),
-    Client("diffusers", "torch", "diffusers", PIPELINE, "diffusers_pipeline"),
     Client(
         "peft",
         "torch",
@@ -134,6 +168,7 @@ _OF_TORCH = (
         ADAPTER,
         "peft_adapter",
         needs=(TEXT,),
+        views=EVERYWHERE,
         faults=_in((HUB,), (NO_NETWORK,), ASKS_FOR_WEIGHTS),
     ),
 )
@@ -152,6 +187,16 @@ _OF_LLAMA = (
         file="tiny-F32.gguf",
         views=(PLAIN,),
         more_words=("--ctx-size", "64"),
+    ),
+    Client(
+        "llama.cpp (xllamacpp), `-hf`",
+        "llama.cpp",
+        "xllamacpp",
+        GGUF,
+        "llama_cpp_download",
+        engine=EngineName.llama_cpp,
+        file="tiny-F32.gguf",
+        views=(ENDPOINT,),
     ),
 )
 _OF_TRITON = tuple(
@@ -172,8 +217,11 @@ _OF_VLLM = (
         TEXT,
         "served",
         engine=EngineName.vllm,
+        views=EVERYWHERE,
+        interrupted=_SHARD,
         more=_NO_GPU,
         more_words=_SMALL,
+        faults=_in((HUB,), (NO_NETWORK,), LISTS_FILES),
     ),
     Client(
         "vLLM, `--lora-modules`",
@@ -206,12 +254,12 @@ _OF_VLLM = (
         faults={
             **_in((PLAIN,), NETWORKS, COMPARES_BASES),
             **_in((HUB,), (OFFLINE,), COMPARES_BASES),
+            **_in((HUB,), (NO_NETWORK,), LISTS_FILES),
         },
     ),
 )
 ALL = (*_OLD_HUBS, *LIGHT, *_OF_TORCH, *_OF_ONNX, *_OF_LLAMA, *_OF_TRITON, *_OF_VLLM)
 NOT_TRIED = {
-    "llama.cpp's `-hf`": "no package here has the program; the library xllamacpp takes only a path",
     "llama-cpp-python": "PyPI has no wheel of it, only its sources",
     "SGLang": "it has no build for CPUs",
     "TGI": "it is distributed as an image, not as a package of PyPI",

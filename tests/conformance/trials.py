@@ -1,25 +1,29 @@
-"""Tries clients on both views, with and without a network, as root and as another user."""
+"""Tries clients on both views and on the Hub endpoint, as root and as another user."""
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import Popen
 
 from cachd.config import Config
 from cachd.daemon.parts import assembled
 from cachd.model import ModelSpec
 from cachd.pod.recipe import ENGINES, Recipe
-from tests.conformance.clients import HUB, LAYOUTS, OFFLINE, ONLINE, PLAIN, Client
+from tests.conformance import endpoint
+from tests.conformance.clients import ENDPOINT, LAYOUTS, OFFLINE, ONLINE, PLAIN, Client
+from tests.conformance.endpoint import Ended
 from tests.conformance.kept import USERS, Cell
 from tests.ground.hub import Hub
-from tests.ground.pod import run_in_pod
+from tests.ground.pod import pod, run_in_pod
 
 PROGRAMS = Path(__file__).parent / "programs"
 _PATIENCE_SECONDS = 1800
@@ -40,39 +44,49 @@ class Field:
     root: Path
     hub: Hub
 
-    def tried(self, client: Client, python: str, view: str, network: str, user: str) -> Cell:
+    def tried(self, client: Client, python: str, view: str, case: str, user: str) -> Cell:
         """Load the client's model in a pod. Raises PodRefused."""
-        began, output = time.monotonic(), ""
+        output, seconds = "", 0.0
         try:
-            ended = run_in_pod(
-                self.root,
-                (PROGRAMS / f"{client.program}.py").read_text() + _SCHEDSTAT,
-                env=self.environment(client, view, network),
-                uid=USERS[user],
-                python=python,
-                network=network == ONLINE,
-                timeout=_PATIENCE_SECONDS,
-            )
+            ended, seconds = self._ran(client, python, view, case, USERS[user])
             last = ended.stderr.strip().splitlines()[-1:] or [f"status {ended.returncode}"]
             failure = last[0][-_LONGEST_FAILURE:] if ended.returncode else ""
             output = ended.stdout
         except subprocess.TimeoutExpired:
             failure = f"not ended after {_PATIENCE_SECONDS} s"
-        seconds = time.monotonic() - began
-        return Cell(view, network, user, round(seconds, 1), round(_waited(output, seconds), 1), failure)
+        except endpoint.NotAsPromised as error:
+            failure = str(error)[-_LONGEST_FAILURE:]
+        return Cell(view, case, user, round(seconds, 1), round(_waited(output, seconds), 1), failure)
 
-    def environment(self, client: Client, view: str, network: str) -> dict[str, str]:
+    def _ran(self, client: Client, python: str, view: str, case: str, uid: int) -> Ended:
+        """The ended program, and the seconds from its start to its end."""
+        env = self.environment(client, view, case)
+        script = (PROGRAMS / f"{client.program}.py").read_text() + _SCHEDSTAT
+        if view != ENDPOINT:
+            began, online = time.monotonic(), case == ONLINE
+            run = functools.partial(run_in_pod, timeout=_PATIENCE_SECONDS, network=online)
+            return run(self.root, script, env=env, uid=uid, python=python), time.monotonic() - began
+
+        def started(empty: Path, variables: dict[str, str]) -> AbstractContextManager[Popen[str]]:
+            return pod(empty, script, env={**env, **variables}, uid=uid, python=python)
+
+        return endpoint.ran(self.hub, client, case, started, _PATIENCE_SECONDS)
+
+    def environment(self, client: Client, view: str, case: str) -> dict[str, str]:
         """The variables of a trial: those of `cachd env`, and what the program needs to know.
 
-        Only an offline trial has HF_HUB_OFFLINE. Without a network, the Hub cannot be reached.
+        Only an offline trial has HF_HUB_OFFLINE. Without a network, the Hub cannot be reached. A client of
+        the endpoint has a cache of its own.
         """
         printed = recipe(client)
         env = {**printed.env, **client.more}
-        if network != OFFLINE:
+        if case != OFFLINE:
             env["HF_HUB_OFFLINE"] = "0"
+        if view == ENDPOINT:
+            env["HF_HUB_CACHE"] = "$SCRATCH/huggingface/hub"
         return env | {
             "MODEL": f"{printed.link}/{printed.name}" if view == PLAIN else client.model,
-            "NETWORK": network,
+            "NETWORK": case,
             "HF_ENDPOINT": self.hub.url,
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "OMP_NUM_THREADS": "1",
@@ -98,7 +112,7 @@ def _command(client: Client, printed: Recipe, view: str) -> Mapping[str, str]:
     if port is None:
         return {}
     words = [*printed.command, *printed.args, *client.more_words]
-    if view == HUB:
+    if view != PLAIN:
         words[words.index(printed.path)] = client.model
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

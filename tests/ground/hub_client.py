@@ -14,8 +14,10 @@ from urllib.parse import urlsplit
 
 from tests.ground.hub import Hub
 from tests.ground.node import PATIENCE_SECONDS, Node
+from tests.ground.origin import Late, Seen
 
 HF = Path(sys.executable).with_name("hf")
+NEVER_RESUMES = "unknown/None; hf_hub/2.4.0"  # the User-Agent of a client that may get unverified bytes
 
 
 def endpoint_node(root: Path, hub: Hub, **options: Any) -> Node:
@@ -50,6 +52,15 @@ def script(node: Node, home: Path, text: str, *words: str, **env: str) -> subpro
     return subprocess.run(command, env=said, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
 
 
+def withhold(hub: Hub, repo: str, path: str, start: int) -> None:
+    """Let no byte of a large file arrive from `start` on, until the faults of the CDN are cleared."""
+
+    def is_late(seen: Seen) -> bool:
+        return int(seen.headers.get("range", "bytes=0-")[6:].split("-")[0]) >= start
+
+    hub.cdn.fault(hub.cdn_path(repo, path), Late(), when=is_late)
+
+
 @dataclass(frozen=True)
 class Got:
     """One answer of the endpoint."""
@@ -60,14 +71,15 @@ class Got:
 
 
 class Reader:
-    """One request whose body is read bit by bit."""
+    """One request whose body is read bit by bit. It says that it is a huggingface_hub that never resumes."""
 
     def __init__(
         self, node: Node, target: str, method: str = "GET", body: bytes | None = None, **headers: str
     ):
         place = urlsplit(endpoint_of(node)).netloc
         self.connection = http.client.HTTPConnection(place, timeout=PATIENCE_SECONDS)
-        self.connection.request(method, target, body, {k.replace("_", "-"): v for k, v in headers.items()})
+        said = {"User_Agent": NEVER_RESUMES, **headers}
+        self.connection.request(method, target, body, {k.replace("_", "-"): v for k, v in said.items()})
         self.response = self.connection.getresponse()
         self.status = self.response.status
         self.headers = {name.lower(): value for name, value in self.response.getheaders()}

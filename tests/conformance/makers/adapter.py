@@ -7,8 +7,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 config = LlamaConfig(
     vocab_size=128,
-    hidden_size=128,
-    intermediate_size=256,
+    hidden_size=512,
+    intermediate_size=1024,
     num_hidden_layers=2,
     num_attention_heads=2,
     num_key_value_heads=2,

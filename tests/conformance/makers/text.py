@@ -1,4 +1,7 @@
-"""Makes a language model of two layers with random weights in three shards, with transformers."""
+"""Makes a language model of two layers with random weights in shards of over 4 MiB, with transformers.
+
+So the Hub endpoint sends the beginning of a shard before its end has arrived.
+"""
 
 import sys
 
@@ -14,8 +17,8 @@ special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_t
 PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(sys.argv[1])
 config = LlamaConfig(
     vocab_size=128,
-    hidden_size=128,
-    intermediate_size=256,
+    hidden_size=512,
+    intermediate_size=1024,
     num_hidden_layers=2,
     num_attention_heads=2,
     num_key_value_heads=2,
@@ -23,4 +26,4 @@ config = LlamaConfig(
     bos_token_id=1,
     eos_token_id=2,
 )
-LlamaForCausalLM(config).save_pretrained(sys.argv[1], max_shard_size="600KB")
+LlamaForCausalLM(config).save_pretrained(sys.argv[1], max_shard_size="9MB")

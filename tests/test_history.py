@@ -213,9 +213,7 @@ def test_a_rollback_that_makes_no_sense_is_removed(
     assert not path.exists()
 
 
-def test_a_rollback_under_another_name_than_its_file_is_removed(
-    layout: Layout, past: list[Snapshot]
-) -> None:
+def test_a_rollback_under_another_name_than_its_file_is_removed(layout: Layout, past: list[Snapshot]) -> None:
     Histories(layout, 9).begin_rollback(Rollback(past[0], past[1], TAGGED, 7.0))
     layout.rollback_file("m").rename(layout.rollback_file("other"))
     assert Histories(layout, 9).begun_rollbacks() == []
@@ -225,4 +223,3 @@ def test_a_rollback_under_another_name_than_its_file_is_removed(
 def test_a_history_is_read_as_it_was_written(past: list[Snapshot]) -> None:
     for history in (History(), History((past[0], past[1]), TAGGED)):
         assert History.from_document(json.loads(json.dumps(history.as_document()))) == history
-

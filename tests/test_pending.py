@@ -86,9 +86,7 @@ def test_a_pull_that_failed_is_shown_until_it_is_asked_for_again(
     assert names(layout) == set()
 
 
-def test_a_failure_may_be_forgotten_without_the_pull_that_runs(
-    pending: PendingPulls, layout: Layout
-) -> None:
+def test_a_failure_may_be_forgotten_without_the_pull_that_runs(pending: PendingPulls, layout: Layout) -> None:
     pending.fail(failed(SPEC, "2026"))
     layout.pending_file("m").write_text(json.dumps({**SPEC.as_document()}))
     for _ in range(2):

@@ -192,9 +192,7 @@ def test_a_branch_that_is_right_is_not_written_and_any_other_is_replaced(
 # --- other names of a folder ---
 
 
-def test_another_name_leads_to_a_folder_and_goes_with_it(
-    view: HubView, store: DiskStore, root: Path
-) -> None:
+def test_another_name_leads_to_a_folder_and_goes_with_it(view: HubView, store: DiskStore, root: Path) -> None:
     publish(store, SMALL)
     publish(store, SMALL, "hf://org/other", revision=B)
     link, locks = root / "hub/models--org--new", root / "hub/.locks/models--org--new"
@@ -245,9 +243,7 @@ def test_a_folder_replaces_another_name_of_its_own(view: HubView, store: DiskSto
 # --- files ---
 
 
-def test_a_commit_is_narrowed_to_the_files_that_are_left(
-    view: HubView, store: DiskStore, root: Path
-) -> None:
+def test_a_commit_is_narrowed_to_the_files_that_are_left(view: HubView, store: DiskStore, root: Path) -> None:
     publish(store, ONE)
     left = {path: ONE[path] for path in ("config.json", "empty.txt")}
     view.narrow(FOLDER, A, ("empty.txt", "model.safetensors", "twin.safetensors"), files_of(left))
@@ -367,4 +363,3 @@ def test_a_view_that_cannot_be_built_leaves_nothing_behind(plain: PlainView, sto
 )
 def test_the_directories_of_a_model_lead_to_its_files(paths: list[str], directories: list[str]) -> None:
     assert directories_of(paths) == directories
-

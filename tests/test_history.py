@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ def past(layout: Layout) -> list[Snapshot]:
 
 def published(histories: Histories, past: list[Snapshot], *numbers: int) -> None:
     """Publish these snapshots under the name, one after the other."""
-    for before, after in zip(numbers, numbers[1:], strict=False):
+    for before, after in pairwise(numbers):
         histories.replace(past[before], past[after], rolled_back_from=None)
 
 

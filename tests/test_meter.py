@@ -124,7 +124,7 @@ def test_a_root_that_is_gone_has_no_figures(tmp_path: Path, clock: Clock) -> Non
 # --- what follows from the figures ---
 
 
-def capacity(**figures: int | None | Usage) -> Capacity:
+def capacity(**figures: int | Usage | None) -> Capacity:
     plain: dict[str, object] = {
         "total": 100,
         "free": 50,

@@ -202,7 +202,8 @@ def test_another_name_leads_to_a_folder_and_goes_with_it(view: HubView, store: D
         assert locks.is_dir()
     view.alias("models--org--newer", OTHER)
     view.narrow(FOLDER, A, SMALL, {})
-    assert not (link.is_symlink() or locks.exists() or hub(root).exists())
+    assert [place.exists() for place in (link, locks, hub(root))] == [False] * 3
+    assert not link.is_symlink()
     assert not (root / f"hub/.locks/{FOLDER}").exists()
     assert os.readlink(root / "hub/models--org--newer") == OTHER, "it leads elsewhere, and stays"
     assert (root / "hub/.locks/models--org--newer").is_dir()

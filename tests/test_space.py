@@ -346,12 +346,14 @@ def test_a_grant_that_finds_too_little_asks_for_space_and_waits_for_the_rest(tig
 
     with tight.space.reserve(MIB, total=MIB) as one:
         one.make_space = makes
+        assert one.waits_for == 0
         assert tight.space.waited_for() == 0
         tight.take(MIB // 2)
         with one.grant(MIB, MIB) as granted:
             assert granted == 0
         assert (asked, one.waits_for, one.left) == ([MIB] * 3, MIB, MIB)
         assert tight.space.waited_for() == MIB // 2
+        assert (one.has_space_for(MIB // 2), one.has_space_for(MIB // 2 + 1)) == (True, False)
         with one.grant(MIB, MIB) as granted:
             assert granted == MIB
         assert (len(asked), one.waits_for, tight.space.waited_for()) == (4, 0, 0)

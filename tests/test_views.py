@@ -346,6 +346,29 @@ def test_directories_of_the_same_files_have_the_same_time_on_every_node(tmp_path
     assert found[0] == found[1]
 
 
+def test_pods_may_read_every_directory_whatever_the_umask_of_the_daemon(store: DiskStore, root: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        snapshot = publish(store, SMALL)
+    finally:
+        os.umask(before)
+    tree, commit = store.layout.tree(snapshot.manifest), hub(root) / "snapshots" / A
+    assert [oct(mode(top / below)) for top in (tree, commit) for below in ("", "dir")] == (
+        ["0o555"] * 2 + ["0o755"] * 2
+    )
+
+
+def test_what_a_crash_left_of_a_view_is_not_shown(plain: PlainView, view: HubView, store: DiskStore) -> None:
+    keep(store, SMALL)
+    for name in (manifest_of(SMALL).id, A):
+        (store.layout.staging / name / "left").mkdir(parents=True)
+        (store.layout.staging / name / "left/behind").write_bytes(b"x")
+    plain.build(manifest_of(SMALL))
+    view.build(FOLDER, A, shown_of(SMALL))
+    assert digests(store.layout.tree(manifest_of(SMALL).id)) == shown(SMALL)
+    assert digests(store.layout.commit(FOLDER, A)) == shown(SMALL)
+
+
 def test_a_view_that_cannot_be_built_leaves_nothing_behind(plain: PlainView, store: DiskStore) -> None:
     keep(store, {"config.json": SMALL["config.json"]})  # and no blob of the other file
     with pytest.raises(FileNotFoundError):

@@ -1,9 +1,8 @@
-"""Blobs by themselves: who needs one, who may resume its download, what is damaged, and what removal frees."""
+"""Blobs by themselves: who needs one, who may resume its download, what is damaged, what removal frees."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -138,10 +137,10 @@ def test_claims_add_up_and_each_ends_by_itself() -> None:
 
 
 @pytest.fixture
-def owned(tmp_path: Path) -> Iterator[tuple[Owners, Claims, Path]]:
+def owned(tmp_path: Path) -> tuple[Owners, Claims, Path]:
     claims = Claims()
     (tmp_path / "ingest").mkdir()
-    yield Owners(claims), claims, tmp_path / "ingest"
+    return Owners(claims), claims, tmp_path / "ingest"
 
 
 def test_an_ingest_is_expected_while_a_pull_of_an_owner_goes_on(owned: tuple[Owners, Claims, Path]) -> None:

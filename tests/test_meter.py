@@ -116,6 +116,11 @@ def test_a_rough_figure_counts_once_a_second_and_adds_what_was_granted(layout: L
     assert meter.roughly(0, 0).usage == Usage(16 * KIB, KIB, 0)
 
 
+def test_nothing_bounds_what_may_be_taken_until_told(layout: Layout, clock: Clock) -> None:
+    found = Meter(layout, clock, lambda: ()).capacity(0, 0)
+    assert (found.reserve_free, found.limit, found.reserve_inodes) == (0, None, 0)
+
+
 def test_a_root_that_is_gone_has_no_figures(tmp_path: Path, clock: Clock) -> None:
     with pytest.raises(CachdError):
         meter_of(Layout(tmp_path / "absent"), clock).capacity(0, 0)

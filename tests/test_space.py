@@ -256,3 +256,169 @@ def test_one_of_two_filters_can_be_withdrawn_on_a_full_disk(small_disk: Callable
         filler.unlink()
         store.withdraw("many")
         assert_nothing_left(root)
+
+
+# --- reservations by themselves ---
+
+
+class Tight:
+    """A disk of 8 MiB on which another process has left 1 MiB above the reserve of 4 MiB."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.filler = root, root / "filler"
+        self.filler.write_bytes(bytes(3 * MIB))
+        self.space = Space(root, reserve_free=4 * MIB)
+
+    def take(self, size: int) -> None:
+        """Another process takes more."""
+        with self.filler.open("ab") as opened:
+            opened.write(bytes(size))
+
+
+@pytest.fixture
+def tight(small_disk: Callable[..., Path]) -> Tight:
+    return Tight(small_disk(8 * MIB))
+
+
+def test_what_is_owed_is_not_usable_until_it_is_freed(tight: Tight) -> None:
+    with pytest.raises(NoSpace), tight.space.reserve(3 * MIB, total=3 * MIB, owed=2 * MIB - 1):
+        pass
+    with tight.space.reserve(3 * MIB, total=3 * MIB, owed=9 * MIB) as one:
+        assert (one.left, one.owed, one.backed, one.usable) == (3 * MIB, 2 * MIB, MIB, MIB)
+        assert (tight.space.capacity().reserved, tight.space.capacity().backed) == (3 * MIB, MIB)
+        assert (one.has_space_for(MIB), one.has_space_for(MIB + 1)) == (True, False)
+        with pytest.raises(NoSpace), tight.space.reserve(1, total=1):
+            pass
+        tight.filler.write_bytes(bytes(2 * MIB))
+        assert tight.space.take_unclaimed(one) == one.owed == MIB
+        tight.filler.unlink()
+        assert tight.space.take_unclaimed(one) == one.owed == 0
+        assert (one.backed, one.usable) == (3 * MIB, 3 * MIB)
+    assert one.has_ended
+    assert tight.space.capacity().reserved == 0
+
+
+def test_what_evictions_free_for_a_pull_is_owed_no_more(tight: Tight) -> None:
+    with tight.space.reserve(3 * MIB, total=3 * MIB, owed=2 * MIB) as one:
+        with tight.space.freeing(one, MIB) as freed:
+            assert one.owed == MIB
+            freed(MIB // 4)
+            freed(MIB // 4)
+        assert one.owed == 2 * MIB - MIB // 2
+        with tight.space.freeing(one, 9 * MIB) as freed:
+            assert one.owed == 0
+            freed(9 * MIB)
+        assert one.owed == 0
+        with pytest.raises(RuntimeError), tight.space.freeing(one, MIB):
+            raise RuntimeError
+        assert one.owed == 0, "nothing was owed any more"
+
+
+def test_a_grant_hands_over_reserved_bytes_and_no_more_than_are_there(tight: Tight) -> None:
+    with tight.space.reserve(MIB // 2, total=MIB) as one:
+        with one.grant(1, MIB // 4) as granted:
+            assert (granted, one.left) == (MIB // 4, MIB // 4)
+        with one.grant(1, 9 * MIB) as granted:  # what nobody reserved, too
+            assert (granted, one.left) == (MIB, 0)
+            assert not one.has_space_for(1), "granted bytes count as used before they have blocks"
+            with one.grant(1, 1) as another:
+                assert (another, one.waits_for) == (0, 1)
+        one.return_unused(MIB // 4)
+        assert one.left == MIB // 4
+        one.return_unused(-MIB)
+        assert one.left == 0
+        one.return_unused(MIB)
+        one.spend(MIB // 4)
+        assert one.left == MIB - MIB // 4
+
+
+def test_a_grant_that_finds_too_little_asks_for_space_and_waits_for_the_rest(tight: Tight) -> None:
+    asked: list[int] = []
+
+    def makes(least: int) -> bool:
+        asked.append(least)
+        if len(asked) < 3:
+            return True
+        if len(asked) == 3:
+            return False
+        tight.filler.unlink()
+        return True
+
+    with tight.space.reserve(MIB, total=MIB) as one:
+        one.make_space = makes
+        assert one.waits_for == 0
+        assert tight.space.waited_for() == 0
+        tight.take(MIB // 2)
+        with one.grant(MIB, MIB) as granted:
+            assert granted == 0
+        assert (asked, one.waits_for, one.left) == ([MIB] * 3, MIB, MIB)
+        assert tight.space.waited_for() == MIB // 2
+        assert (one.has_space_for(MIB // 2), one.has_space_for(MIB // 2 + 1)) == (True, False)
+        with one.grant(MIB, MIB) as granted:
+            assert granted == MIB
+        assert (len(asked), one.waits_for, tight.space.waited_for()) == (4, 0, 0)
+
+
+def test_the_overhead_of_a_file_is_reserved_until_its_blob_is_here(tight: Tight) -> None:
+    one_file, other = sha256(b"1"), sha256(b"2")
+    with tight.space.reserve(100 * KIB, total=100 * KIB, files={one_file: 20 * KIB}) as one:
+        beside = bytes_beside({one_file: 20 * KIB})
+        assert (one.beside, one.left) == (beside, 100 * KIB + beside)
+        one.committed(other)
+        assert one.beside == beside
+        one.expect(other, 8 * KIB)
+        assert (one.beside, one.left) == (beside + 8 * KIB, 108 * KIB + beside)
+        one.expect(other, 4 * KIB)
+        assert one.beside == beside + 4 * KIB
+        for _ in range(2):
+            one.committed(one_file)
+            one.committed(other)
+            assert (one.beside, one.left) == (beside - 20 * KIB, 80 * KIB + beside)
+            assert one.files == {}
+        one.has_arrived()
+        assert one.left == one.beside == beside - 20 * KIB
+
+
+def test_overhead_that_is_not_needed_is_not_owed(tight: Tight) -> None:
+    file = sha256(b"1")
+    with tight.space.reserve(2 * MIB, total=2 * MIB, files={file: 100 * KIB}, owed=9 * MIB) as one:
+        owed = one.owed
+        assert one.usable == one.left - owed - one.beside
+        one.committed(file)
+        assert one.owed == owed - 100 * KIB
+        one.spend(9 * MIB)
+        assert (one.owed, one.left, one.backed) == (0, 0, 0)
+
+
+def test_inodes_are_reserved_for_a_pull_and_may_be_owed(small_disk: Callable[..., Path]) -> None:
+    space = Space(small_disk(8 * MIB, inodes=200))
+    files = {sha256(b"%d" % number): 0 for number in range(10)}
+    free = space.capacity().free_inodes
+    space.change(reserve_free=0, limit=None, reserve_inodes=free - 74)
+    assert not space.lacks_inodes()
+    with space.reserve(0, total=0, files=files):  # 10 and 64 for directories, ingests and journals
+        pass
+    space.change(reserve_free=0, limit=None, reserve_inodes=free - 73)
+    with pytest.raises(NoSpace) as refusal, space.reserve(0, total=0, files=files):
+        pass
+    assert (refusal.value.short, refusal.value.short_inodes) == (0, 1)
+    with space.reserve(0, total=0):
+        pass
+    for reserve_inodes, lacks in ((free - 64, False), (free - 63, True)):
+        space.change(reserve_free=0, limit=None, reserve_inodes=reserve_inodes)
+        assert space.lacks_inodes() is lacks
+        with space.reserve(KIB, total=KIB, files=files, owed_inodes=100) as one, one.grant(1, 1) as granted:
+            assert granted == (0 if lacks else 1)
+
+
+@pytest.mark.parametrize(
+    ("limit", "hint"),
+    [(None, "lower reserve_free"), (MIB, "raise limit_bytes"), (7 * MIB, "lower reserve_free")],
+)
+def test_a_refusal_says_which_bound_is_in_the_way(tight: Tight, limit: int | None, hint: str) -> None:
+    tight.space.change(reserve_free=0 if limit == MIB else 4 * MIB, limit=limit, reserve_inodes=0)
+    with pytest.raises(NoSpace) as refusal, tight.space.reserve(MIB + 1, total=MIB):
+        pass
+    assert refusal.value.hint.endswith(hint)
+    assert (refusal.value.short, refusal.value.facts["free"]) == (1, MIB)
+    assert ("limit_bytes" in refusal.value.detail) == (limit is not None)

@@ -14,6 +14,7 @@ from cachd import files
 from cachd.errors import Busy, NotFound
 from cachd.kernel import durable
 from cachd.model import check_name
+from cachd.store import catalog
 from cachd.store.layout import Layout
 
 log = structlog.get_logger(__name__)
@@ -124,6 +125,7 @@ class Leases:
                     float(document["expires_at"]),
                 )
             except files.UNREADABLE as error:
+                catalog.check_passing(error, path)
                 log.warning("unreadable lease deleted", file=path.name, reason=repr(error))
                 path.unlink(missing_ok=True)
                 continue

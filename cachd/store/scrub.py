@@ -138,22 +138,26 @@ class _Reading:
                 offset += got
 
     def _read(self, offset: int) -> int:
+        try:
+            return self._read_by(self._direct, offset)
+        except OSError as error:
+            if not self._direct or error.errno != errno.EINVAL:
+                raise
+        self._direct = 0  # there is no O_DIRECT here; some file systems refuse the read, and not the open
+        return self._read_by(0, offset)
+
+    def _read_by(self, flags: int, offset: int) -> int:
         with self._reads.reading():
             try:
-                fd = self._opened(self._direct)
+                fd = self._opened(flags)
             except FileNotFoundError as error:
                 raise Replaced from error
-            except OSError as error:
-                if not self._direct or error.errno != errno.EINVAL:
-                    raise
-                self._direct = 0
-                fd = self._opened(0)
             try:
                 inode = os.fstat(fd).st_ino
                 if self._inode not in (None, inode):
                     raise Replaced
                 self._inode = inode
-                return os.preadv(fd, [self._buffer], offset) if self._direct else self._read_kept(fd, offset)
+                return os.preadv(fd, [self._buffer], offset) if flags else self._read_kept(fd, offset)
             finally:
                 os.close(fd)
 

@@ -59,7 +59,6 @@ class _View:
 
         The time of each directory is derived from the name of `target`, which identifies the content.
         """
-        target.mkdir(exist_ok=True)
         for folder in {os.path.dirname(path) for path in files}:
             (target / folder).mkdir(parents=True, exist_ok=True)
         beside = self._layout.staging / "link"

@@ -193,3 +193,12 @@ def test_a_request_that_becomes_slow_is_taken_after_a_second(watched: Watched) -
     watched.requests[7] = asking, part, SLOW, received
     assert watched.run(10.0) == [7]
     assert part.reached < 4 * MIB, "the bytes from before do not count for long"
+
+
+def test_a_request_that_receives_nothing_is_slower_the_longer_its_bytes_are_waited_for(
+    watched: Watched,
+) -> None:
+    watched.ask(*[1.0 * MIB] * 7, 0.0)
+    watched.requests[7][0].wanted = 3 * MIB
+    assert watched.run(11.0) == []
+    assert watched.run(3.0) == [7]

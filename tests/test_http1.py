@@ -155,6 +155,7 @@ CHUNKED = "Transfer-Encoding: chunked\r\n"
         ("", b"hello", b"hello", None, None),
         (CHUNKED, b"5\r\nhello\r\n0\r\n\r\n", b"hello", None, None),
         (CHUNKED, b"0\r\n\r\n", b"", None, None),
+        (CHUNKED, b"10\r\n0123456789abcdef\r\n0\r\n\r\n", b"0123456789abcdef", None, None),
         (CHUNKED, b"A;x=y\n0123456789\n1\r\nx\r\n00\r\nT: x\r\nU: y\r\n\r\n", b"0123456789x", None, None),
         (CHUNKED + "Content-Length: 9\r\n", b"5\r\nhello\r\n0\r\n\r\n", b"hello", None, None),
     ],

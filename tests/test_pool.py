@@ -16,6 +16,7 @@ from cachd.sources.http1 import Request
 from cachd.sources.timeouts import Timeouts
 from cachd.sources.trust import Authorities
 from tests.fetching import PATIENCE_SECONDS, http, refused
+from tests.ground.origin import Origin
 from tests.ground.raw import Asked, RawServer, reply
 from tests.ground.scripted import OK, Scripted, saying
 
@@ -180,3 +181,14 @@ def test_a_thread_keeps_connections_to_a_few_origins_and_closes_the_one_that_is_
             assert status(over, f"{server.url}/x") == 200
         used = [[asked.connection for asked in server.asked] for server in servers]
         assert used == [[1, 2], *[[1, 1]] * 4]
+
+
+def test_an_idle_connection_is_used_only_for_what_the_policy_allows_of_its_host() -> None:
+    with Origin(tls=True) as origin:
+        allowed, other = (
+            origin.add(path, b"ok").replace("127.0.0.1", "localhost") for path in ("/ok/x", "/other")
+        )
+        over = http(allowed.removesuffix("x"), ca_file=origin.ca_file)
+        assert status(over, allowed) == 200
+        refused(lambda: status(over, other), "private_address")
+        assert [seen.path for seen in origin.requests] == ["/ok/x"]

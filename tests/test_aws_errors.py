@@ -80,3 +80,70 @@ def test_an_error_of_cachd_passes_unchanged() -> None:
     with pytest.raises(NotFound) as refusal, bucket_errors(SHOWN):
         raise error
     assert refusal.value is error
+
+
+def said_by_s3(status: int, code: str, message: str = "no", **more: str) -> CachdError:
+    """The error for an answer of S3 with this status, code and message."""
+    stated = {"Code": code, "Message": message, **more}
+    answer: Any = {"Error": stated, "ResponseMetadata": {"HTTPStatusCode": status}}
+    with pytest.raises(CachdError) as refusal, bucket_errors(SHOWN):
+        raise botocore.ClientError(answer, "GetObject")
+    assert refusal.value.origin_status == status
+    return refusal.value
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message", "expected"),
+    [
+        (400, "KMS.DisabledException", "no", "kms_denied"),
+        (403, "AccessDenied", "not authorized to perform kms:Decrypt", "kms_denied"),
+        (400, "BadRequest", "The KMS key is gone", "kms_denied"),
+        (500, "InternalError", "KMS is away", "origin_failed"),
+        (403, "AccessDenied", "no akms here", "source_forbidden"),
+        (400, "InvalidRequest", "The object was stored using a form of Encryption", "object_encrypted"),
+        (403, "InvalidRequest", "a form of encryption", "source_forbidden"),
+        (400, "BadRequest", "a form of encryption", "origin_failed"),
+        (403, "InvalidAccessKeyId", "no", "source_unauthorized"),
+        (403, "SignatureDoesNotMatch", "no", "source_unauthorized"),
+        (400, "InvalidToken", "no", "source_unauthorized"),
+        (404, "NoSuchBucket", "no", "bucket_not_found"),
+        (410, "Gone", "no", "file_not_found"),
+        (412, "PreconditionFailed", "no", "changed"),
+        (416, "InvalidRange", "no", "changed"),
+        (400, "BadRequest", "no", "origin_failed"),
+    ],
+)
+def test_a_code_and_a_message_of_s3_say_what_is_wrong(
+    status: int, code: str, message: str, expected: str
+) -> None:
+    error = said_by_s3(status, code, message)
+    assert error.code == expected
+    assert bool(error.hint) == (expected not in ("changed", "origin_failed"))
+    assert "models" in error.detail
+
+
+@pytest.mark.parametrize("storage_class", ["", "GLACIER"])
+def test_an_archived_object_says_its_class_and_how_to_restore_it(storage_class: str) -> None:
+    error = said_by_s3(403, "InvalidObjectState", StorageClass=storage_class)
+    assert error.detail == f"{SHOWN} is archived" + (" in the class GLACIER" if storage_class else "")
+    assert "--bucket models --key 'm/file'" in error.hint
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "hint"),
+    [
+        (botocore.ProfileNotFound(profile="x"), "source_unauthorized", "check the profile"),
+        (botocore.SSOTokenLoadError(error_msg="x"), "credentials_expired", "aws sso login"),
+        (botocore.TokenRetrievalError(provider="x", error_msg="y"), "credentials_expired", "aws sso login"),
+        (botocore.MetadataRetrievalError(error_msg="x"), "credentials_failed", "instance_role: true"),
+        (botocore.ReadTimeoutError(endpoint_url="x"), "connection_failed", ""),
+    ],
+)
+def test_a_failure_of_the_client_says_where_its_credentials_come_from(
+    raised: Exception, code: str, hint: str
+) -> None:
+    with pytest.raises(CachdError) as refusal, bucket_errors(SHOWN):
+        raise raised
+    assert refusal.value.code == code
+    assert hint in refusal.value.hint
+    assert bool(hint) == bool(refusal.value.hint)

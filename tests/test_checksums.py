@@ -6,6 +6,7 @@ import pytest
 
 from cachd.model import Digest
 from cachd.sources import checksums
+from cachd.sources.cancel import CancelToken
 from tests.fetching import HEX, refused
 
 
@@ -70,3 +71,46 @@ def test_sums_of_scripts_and_of_windows_are_read() -> None:
 )
 def test_sums_of_any_other_form_are_refused_with_the_line(content: bytes, told: str) -> None:
     assert told in refused(lambda: checksums.parse(content, "SHA256SUMS"), "bad_checksums").detail
+
+
+def test_what_is_no_file_of_a_model_is_left_out_of_the_sums() -> None:
+    empty = checksums.OF_NO_BYTES.hex
+    lines = [
+        f"{HEX}  SHA256SUMS",
+        f"{HEX}  .git/config",
+        f"{empty}  folder",
+        f"{HEX}  folder/x",
+        f"{empty}  e",
+    ]
+    assert [*checksums.parse("\n".join(lines).encode(), "SHA256SUMS")] == ["folder/x", "e"]
+
+
+def test_a_name_with_backslashes_is_a_path_of_windows() -> None:
+    assert [*checksums.parse(f"\\{HEX}  sub\\\\a\n".encode(), "SHA256SUMS")] == ["sub/a"]
+
+
+class Asked:
+    """Directories whose sums are asked for, at times that the test sets."""
+
+    def __init__(self) -> None:
+        self.now, self.bases = 100.0, list[str]()
+        self.latest = checksums.LatestChecksums(self.listing, clock=lambda: self.now)
+
+    def listing(self, base: str, _token: CancelToken) -> bytes:
+        self.bases.append(base)
+        return f"{HEX}  {len(self.bases)}\n".encode()
+
+    def of(self, base: str) -> list[str]:
+        return [*self.latest.of(base, CancelToken())]
+
+
+def test_the_sums_of_a_directory_are_asked_for_once_in_ten_seconds() -> None:
+    asked = Asked()
+    assert (asked.of("a/"), asked.of("a/")) == (["1"], ["1"])
+    asked.now += 9.9
+    assert asked.of("a/") == ["1"]
+    asked.now += 0.1
+    assert asked.of("a/") == ["2"]
+    assert asked.of("b/") == ["3"]
+    assert asked.of("a/") == ["4"], "only the last directory is remembered"
+    assert asked.bases == ["a/", "a/", "b/", "a/"]

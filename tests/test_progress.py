@@ -6,7 +6,7 @@ import pytest
 
 from cachd.model import Digest, File, Manifest
 from cachd.transfer.download.tally import Tally
-from cachd.transfer.progress import Progress, State
+from cachd.transfer.progress import Figures, Progress, State
 from cachd.transfer.waits import Reason, Waits
 
 KIB = 1 << 10
@@ -151,3 +151,90 @@ def test_a_pull_says_what_it_waits_for() -> None:
     assert progress.waits(progress.now) == a.waits
     a.is_waiting_for_space = True
     assert progress.waits(progress.now) == Waits(Reason.space)
+
+
+def test_bytes_that_another_connection_takes_over_are_shown_until_the_end() -> None:
+    progress, a, b = downloading(Clock())
+    assert (progress.now.hedged, Figures(1, 2, 3, 4, is_paused=False).hedged) == (0, 0)
+    a.hedge(5)
+    b.hedge(7)
+    assert progress.now.hedged == 12
+    assert progress.fetched == 0
+    progress.end(State.ready)
+    assert progress.now.hedged == 12
+
+
+def test_a_file_that_is_received_twice_counts_once() -> None:
+    progress, a, _ = downloading(Clock())
+    before = progress.done
+    a.resumed = SIZE
+    a.add(10)
+    assert (progress.done, progress.now.fetched, progress.now.resumed) == (before + SIZE, 10, SIZE)
+
+
+def test_a_pull_of_an_earlier_process_is_shown_as_it_ended() -> None:
+    progress = Progress(Clock())
+    assert (progress.total, progress.done) == (0, 0)
+    progress.restore(3, 9)
+    assert (progress.total, progress.now) == (9, Figures(3, 0, 0, 0, is_paused=False))
+    progress.end(State.failed)
+    assert (progress.total, progress.now.done, progress.state) == (9, 3, State.failed)
+
+
+@pytest.mark.parametrize(
+    ("state", "waits"), [(State.queued, Waits(Reason.origin, 9.0, "502")), (State.failed, None)]
+)
+def test_only_a_pull_that_will_go_on_still_waits_after_its_end(state: State, waits: Waits | None) -> None:
+    progress = Progress(Clock())
+    progress.await_retry(Waits(Reason.origin, 9.0, "502"))
+    progress.end(state)
+    assert (progress.waits(progress.now), progress.state) == (waits, state)
+
+
+def test_a_retry_still_shows_the_error_of_the_attempt_before() -> None:
+    progress = Progress(Clock())
+    progress.await_retry(Waits(Reason.origin, 9.0, "502"))
+    progress.begin_resolve()
+    assert progress.waits(progress.now) == Waits(Reason.origin, None, "502")
+    progress.begin_resolve()
+    assert progress.waits(progress.now) is None
+    progress.begin_download(MANIFEST, SIZE)
+    assert (progress.state, progress.waits(progress.now)) == (State.downloading, None)
+
+
+def test_a_download_that_receives_a_byte_waits_no_longer() -> None:
+    clock = Clock()
+    progress, a, b = downloading(clock)
+    progress.sample()
+    clock.now += 6
+    progress.sample()
+    a.waits, b.waits = Waits(Reason.origin, 700.0), Waits(Reason.origin, None)
+    assert progress.waits(progress.now) == b.waits, "one whose end is unknown comes first"
+    b.add(1)
+    assert progress.waits(progress.now) == a.waits
+
+
+def test_the_rate_needs_two_samples_and_a_model_of_known_size() -> None:
+    clock = Clock()
+    progress, a, _ = downloading(clock)
+    progress.sample()
+    clock.now += 1
+    a.add(64)
+    assert (progress.rate, progress.eta_seconds(progress.now)) == (0.0, None)
+    progress.sample()
+    assert progress.rate == 64
+    progress.manifest = None
+    assert progress.eta_seconds(progress.now) is None
+
+
+def test_a_sample_of_ten_seconds_ago_counts_and_an_older_one_does_not() -> None:
+    clock = Clock()
+    progress, a, _ = downloading(clock)
+    progress.sample()
+    a.add(100)
+    clock.now += 10
+    progress.sample()
+    assert progress.rate == 10
+    clock.now += 0.5
+    progress.sample()
+    assert progress.rate == 0

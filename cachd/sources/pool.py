@@ -6,6 +6,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 
 from cachd.errors import CachdError, Invalid
 from cachd.policy.address_policy import AddressPolicy
@@ -58,10 +59,8 @@ class ConnectionPool:
         self._pauses.check(url, request.headers)
         kept = None if request.body else pool.pop(origin_of(url), None)  # a body is never sent twice
         if kept:
-            try:
+            with suppress(BROKEN):  # after a cancel, the new connection raises
                 return self._exchange_on_idle(kept, request, pool, cancel_token)
-            except BROKEN:
-                cancel_token.check()
         tls = self._authorities.context if url.scheme == "https" else None
         new = Connection(origin_of(url), tls, stall_seconds=self._stall_seconds, clock=self._clock)
         try:

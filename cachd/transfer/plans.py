@@ -135,8 +135,8 @@ class Planner:
         now = self._store.space.capacity()
         if now.usage.held:
             held_by.append(f"deleted models that are still open ({now.usage.held} bytes)")
-        others = max(now.total - now.free - now.usage.total, 0)
-        if others and not now.is_limited:
+        others = now.total - now.free - now.usage.total
+        if others > 0 and not now.is_limited:
             held_by.append(f"other files of this disk ({others} bytes)")
         detail = f"{error.detail}; held by {', '.join(held_by)}"
         return replace(error, detail=detail, held_by=held_by)

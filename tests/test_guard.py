@@ -9,15 +9,19 @@ from pathlib import Path
 
 import pytest
 import structlog
+from fastapi import Request
 from starlette.types import Message, Receive, Scope, Send
 from structlog.testing import capture_logs
 
-from cachd.api.access import Access
+from cachd.api.access import Access, Caller, check_complete, check_pull
 from cachd.api.app import ROUTERS
 from cachd.api.audit import Audit
 from cachd.api.connection import MAX_BODY_BYTES
 from cachd.api.guard import Guard
+from cachd.api.requests import Asked
+from cachd.errors import Forbidden
 from cachd.metrics import Metrics
+from cachd.policy.roles import Grant, Namespaces, Role
 from cachd.settings.tokens import TokenFile
 
 LONG_NAME = "a" * 300
@@ -25,6 +29,7 @@ LOCAL = [("host", "localhost")]
 TOKENS = [
     {"name": "team", "role": "pull", "namespaces": ["team-*"], "token": "of-the-team"},
     {"name": "boss", "role": "admin", "token": "of-the-boss"},
+    {"name": "lead", "role": "admin", "namespaces": ["team-*"], "token": "of-the-lead"},
 ]
 
 
@@ -263,6 +268,9 @@ CALLERS: list[tuple[list[str], tuple[str, str], str]] = [
     (["Bearer of-the-team"], UNKNOWN, "role_too_low"),
     (["Bearer of-the-boss"], PIN, "200"),
     (["Bearer of-the-boss"], LIMITS, "200"),
+    (["Bearer of-the-lead"], PIN, "200"),
+    (["Bearer of-the-lead"], LIMITS, "outside_namespaces"),
+    (["Bearer of-the-lead"], UNKNOWN, "outside_namespaces"),
     (["Bearer of-the-boss"], UNKNOWN, "200"),
     ([], WARM, "unauthorized"),
     ([], UNKNOWN, "unauthorized"),
@@ -304,6 +312,48 @@ async def test_a_long_path_needs_the_same_token(tokens: TokenFile) -> None:
         assert await guarded.ask(bearer("Bearer of-the-boss"), "POST", path) == "200"
         assert await guarded.ask(bearer("Bearer of-the-team"), "POST", path) == "outside_namespaces"
     guarded.audit.close()
+
+
+async def test_who_is_refused_hears_whether_the_token_is_unknown_or_absent(tokens: TokenFile) -> None:
+    guarded = Guarded(tokens)
+    for sent, said in (
+        (["Bearer other"], "the token of the request is unknown"),
+        ([], "the request has none"),
+    ):
+        assert await guarded.ask(bearer(*sent), *WARM) == "unauthorized"
+        assert json.loads(guarded.sent[1]["body"])["detail"].endswith(f"the role pull, and {said}")
+    guarded.audit.close()
+
+
+REF = "https://origin.example/m"
+PULLS: list[tuple[Grant, dict[str, object], str]] = [
+    (Grant("t", Role.pull), {}, ""),
+    (Grant("t", Role.pull), {"pin": True}, "role_too_low"),
+    (Grant("t", Role.pull), {"replace": True}, "role_too_low"),
+    (Grant("t", Role.pull), {"hub_id": "org/model"}, "role_too_low"),
+    (Grant("t", Role.admin), {"pin": True, "replace": True, "hub_id": "org/model"}, ""),
+    (Grant("t", Role.pull, Namespaces(("m",))), {}, ""),
+    (Grant("t", Role.pull, Namespaces(("other",))), {}, "outside_namespaces"),
+    (Grant("t", Role.pull, Namespaces(("m",))), {"ref": "hf://org/model"}, "outside_namespaces"),
+    (Grant("t", Role.pull, Namespaces(("m", "hf://org/"))), {"ref": "hf://org/model"}, ""),
+    (Grant("t", Role.admin, Namespaces(("m",))), {"hub_id": "org/model"}, "outside_namespaces"),
+    (Grant("t", Role.admin, Namespaces(("m", "hf://org/"))), {"hub_id": "org/model"}, ""),
+]
+
+
+@pytest.mark.parametrize(("grant", "more", "code"), PULLS)
+def test_a_pull_needs_the_role_of_its_fields_and_the_namespace_of_its_name_and_folder(
+    grant: Grant, more: dict[str, object], code: str
+) -> None:
+    request = Request({"type": "http", "state": {"caller": Caller(grant, "local")}})
+    asked = Asked.model_validate({"ref": REF, "name": "m", **more})
+    if code:
+        with pytest.raises(Forbidden) as refused:
+            check_pull(request, asked, asked.spec())
+        assert refused.value.code == code
+    else:
+        check_pull(request, asked, asked.spec())
+        assert (request.state.model, request.state.ref) == ("m", str(asked.spec().ref))
 
 
 async def test_log_lines_of_a_call_and_its_audit_name_the_token_that_it_needed(tokens: TokenFile) -> None:
@@ -355,3 +405,10 @@ async def test_text_of_the_path_is_bounded_in_the_audit_log() -> None:
     assert logs[0]["model"] == "m" * 120
     assert (logs[1]["method"], logs[1]["action"]) == ("P" * 20, "none")
     guarded.audit.close()
+
+
+def test_each_route_has_a_rule_and_each_rule_a_route() -> None:
+    routes = [route for router in ROUTERS for route in router.routes]
+    check_complete(routes)
+    with pytest.raises(RuntimeError):
+        check_complete(routes[1:])

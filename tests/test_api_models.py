@@ -11,6 +11,7 @@ import pytest_asyncio
 
 from cachd.report.files import MAX_FILES_ON_A_PAGE
 from cachd.report.models import MAX_ON_A_PAGE
+from tests.ground.hub import Hub
 from tests.ground.in_process import Api, running
 from tests.ground.models import noise
 from tests.ground.node import Answer
@@ -265,6 +266,48 @@ async def test_a_lease_is_taken_renewed_and_released(api: Api, origin: Origin) -
         assert (await api.ask("POST", "/v1/models/m/leases", wrong)).status == 422, wrong
     assert (await api.ask("POST", "/v1/models/m/leases", {"seconds": 1, "holder": "x" * 200})).status == 201
     assert (await api.ask("POST", "/v1/models/unknown/leases", {"seconds": 1})).status == 404
+
+
+# --- what a token may do ---
+
+TOKENS = """
+tokens:
+  - {name: puller, role: pull, namespaces: ["m*"], token: of-the-puller}
+  - {name: lead, role: admin, namespaces: ["m*"], token: of-the-lead}
+  - {name: boss, role: admin, token: of-the-boss}
+"""
+
+
+async def test_a_token_pulls_and_deletes_only_what_its_role_and_namespaces_cover(
+    hub: Hub, origin: Origin, root: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "tokens").write_text(TOKENS)
+    hub.add("org/model", {"config.json": b"{}"})
+    plain, shown = {"ref": origin.add("/m", b"x"), "name": "m"}, {"ref": "hf://org/model", "name": "mine"}
+    options = {"allow": ("http://127.0.0.1/", "127.0.0.0/8"), "hf_endpoint": hub.url, "reserve_free": 0}
+    async with running(root=root, token_file=tmp_path / "tokens", keep_previous=1, **options) as api:
+
+        async def code(who: str, method: str, path: str, body: object = None) -> str:
+            answer = await api.ask(method, path, body, authorization=f"Bearer of-the-{who}")
+            return "" if answer.status < 300 else str(answer.document["code"])
+
+        assert await code("puller", "POST", "/v1/models", {**plain, "pin": True}) == "role_too_low"
+        assert await code("puller", "POST", "/v1/models", {**plain, "name": "x"}) == "outside_namespaces"
+        assert await code("puller", "POST", "/v1/resolve", {**plain, "name": "x"}) == "outside_namespaces"
+        assert await code("puller", "POST", "/v1/preflight", {**plain, "name": "x"}) == "outside_namespaces"
+        assert await code("puller", "POST", "/v1/models", shown) == "outside_namespaces"
+        assert await code("puller", "POST", "/v1/models", plain) == ""
+        assert await code("boss", "POST", "/v1/models", shown) == ""
+        for name in ("m", "mine"):
+            assert (await ready(api, name)).status == 200
+        replaces = {**plain, "name": "mine", "replace": True}
+        assert await code("lead", "POST", "/v1/models", replaces) == "outside_namespaces"
+        assert await code("lead", "DELETE", "/v1/models/mine") == "outside_namespaces"
+        assert await code("boss", "POST", "/v1/models", replaces) == ""
+        await ended(api, "mine")
+        assert await code("lead", "POST", "/v1/models/mine/rollback") == "outside_namespaces"
+        assert await code("boss", "POST", "/v1/models/mine/rollback") == ""
+        assert await code("lead", "DELETE", "/v1/models/m") == ""
 
 
 # --- jobs ---

@@ -95,6 +95,27 @@ async def test_metrics_come_in_the_format_that_the_caller_accepts(api: Api) -> N
     assert openmetrics.document.endswith(b"# EOF\n")
 
 
+SUCCESSES = {
+    "post /v1/models": {"200", "202"},
+    "post /v1/models/{name}/verify": {"202"},
+    "post /v1/models/{name}/warm": {"202"},
+    "post /v1/models/{name}/leases": {"201"},
+    "delete /v1/models/{name}/leases/{lease}": {"204"},
+    "put /v1/models/{name}/pin": {"204"},
+    "delete /v1/models/{name}/pin": {"204"},
+}
+
+
+async def test_the_openapi_document_states_the_status_of_each_success(api: Api) -> None:
+    paths = (await document(api, "/openapi.json"))["paths"]
+    stated = {
+        f"{method} {path}": {status for status in call["responses"] if status.isdecimal()}
+        for path, calls in paths.items()
+        for method, call in calls.items()
+    }
+    assert {call: statuses for call, statuses in stated.items() if statuses - {"422"} != {"200"}} == SUCCESSES
+
+
 async def test_the_openapi_document_names_the_role_that_each_call_needs(api: Api) -> None:
     described = await document(api, "/openapi.json")
     assert await document(api, "/openapi.json") == described

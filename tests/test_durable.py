@@ -21,6 +21,7 @@ from cachd.errors import Busy, DiskFailed, Leased, NoSpace
 from cachd.files import TooLong
 from cachd.kernel import durable
 from cachd.kernel.content_time import content_time
+from tests.ground.disks import FuseDisk
 
 DURABLE = ("fsync", "fdatasync", "rename", "unlink", "mkdir", "write", "pwrite", "fchmod", "utime")
 
@@ -350,6 +351,21 @@ def test_what_is_taken_away_is_moved_and_an_error_is_raised(tmp_path: Path) -> N
     assert os.listdir(tmp_path) == ["trash"]
     with pytest.raises(FileNotFoundError):
         durable.take_away(tmp_path / "d", tmp_path / "trash2")
+
+
+def test_on_a_disk_too_full_for_a_rename_what_is_taken_away_is_deleted(tmp_path: Path) -> None:
+    with FuseDisk(tmp_path) as full:
+        (full.path / "tree").mkdir()
+        for name in ("tree/below", "file", "kept"):
+            (full.path / name).touch()
+        full.fail("rename_to", "ENOSPC", "/trash*")
+        for name in ("tree", "file"):
+            durable.take_away(full.path / name, full.path / "trash")
+        full.heal()
+        full.fail("rename_to", "EIO", "/trash*")
+        with pytest.raises(OSError, match="Input/output error"):
+            durable.take_away(full.path / "kept", full.path / "trash")
+        assert os.listdir(full.path) == ["kept"]
 
 
 def test_a_tree_is_deleted_whatever_its_modes_and_links_in_it_are_not_followed(tmp_path: Path) -> None:

@@ -78,6 +78,7 @@ def test_a_request_is_far_behind_when_another_would_need_a_fourth_of_its_time(
         (100, 4.0, 100.0, 0, False),
         (100, 4.1, 100.0, 0, True),
         (1, 99.0, 0.0, 0, False),
+        (1, 99.0, 0.5, 0, True),
     ],
 )
 def test_the_first_byte_is_late_after_three_seconds_or_four_times_the_usual_time(
@@ -119,8 +120,9 @@ def test_the_limit_is_what_is_served_and_allows_no_more() -> None:
     assert origin.allows(1.0)
     for _ in range(3):
         origin.ended()
-    for _ in range(2):
-        assert origin.refused(1.0)
+    assert origin.refused(1.0)
+    assert origin.most == 4
+    assert origin.refused(1.0)
     assert origin.most == 1
     origin.running = 1
     assert not origin.allows(2.0)
@@ -145,6 +147,8 @@ def test_the_limit_is_raised_by_half_after_a_time_without_refusals() -> None:
     assert origin.allows(FIRST_HOLD_SECONDS)
     assert origin.most == 6
     assert origin.raised_at == 2 * FIRST_HOLD_SECONDS
+    origin.refused(FIRST_HOLD_SECONDS)
+    assert origin.most == 6, "one refusal is too few, as before"
     one = serving(1)
     for _ in range(2):
         one.refused(0.0)

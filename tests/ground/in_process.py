@@ -16,6 +16,7 @@ from cachd.daemon.parts import Daemon, assembled
 from cachd.daemon.reload import Reload
 from cachd.daemon.serve import api_services
 from cachd.report.events import EventLog
+from cachd.settings.tokens import TokenFile
 from tests.ground.node import Answer
 
 
@@ -32,7 +33,13 @@ class Api:
             options=reload.as_document,
             sources=reload.sources,
         )
-        self.app: FastAPI = create_app(services, tokens=None, anonymous_reads=True, allowed_hosts=())
+        token_file = loaded.config.token_file
+        self.app: FastAPI = create_app(
+            services,
+            tokens=TokenFile(token_file) if token_file else None,
+            anonymous_reads=True,
+            allowed_hosts=(),
+        )
 
     async def ask(self, method: str, path: str, body: object = None, **headers: str) -> Answer:
         """Make a call. `body`: bytes, or a document."""

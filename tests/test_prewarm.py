@@ -25,9 +25,11 @@ class Listed:
     """The list of a configuration that a test changes, and what keeps its models ready."""
 
     def __init__(self, on: Engine, warms: Warms) -> None:
-        self.on, self.warms = on, warms
+        self.on, self.warms, self.now = on, warms, NOW
         self._unread: list[Desired] | None = None
-        self.prewarm = Prewarm(on.pulls, on.store, warms, self._read, chance=lambda: 1.0, now=lambda: NOW)
+        self.prewarm = Prewarm(
+            on.pulls, on.store, warms, self._read, chance=lambda: 1.0, now=lambda: self.now
+        )
 
     def _read(self) -> list[Desired] | None:
         unread, self._unread = self._unread, None
@@ -137,6 +139,41 @@ def test_a_pull_that_failed_is_tried_again_after_a_wait_that_grows(listed: Liste
         assert listed.pull() is not failed
     assert listed.ended().progress.state is State.ready
     listed.tick(changed=False)
+
+
+def test_a_pull_of_somebody_else_that_failed_is_asked_again_and_a_listed_one_not_twice(
+    listed: Listed, origin: Origin
+) -> None:
+    model, other = desired(origin), spec_of(origin.add("/other", noise(9)), name="other")
+    origin.fault("*", Status(503), methods=("GET",))
+    listed.tick(model)
+    listed.on.pulls.start(other)
+    listed.ended()
+    listed.tick(changed=False)
+    of_the_list, of_another = listed.ended(), listed.ended("other")
+    listed.tick(changed=False)
+    assert of_the_list.retry_at == NOW + 2
+    assert of_another.retry_at is not None
+    listed.now += 10_000.0
+    listed.prewarm._retries.tick()
+    assert listed.pull() is of_the_list, "the list alone has it pulled again"
+    assert listed.pull("other") is not of_another
+    origin.clear()
+    listed.ended("other")
+
+
+def test_a_list_that_is_read_anew_goes_on_to_take_the_name_of_a_model(listed: Listed, origin: Origin) -> None:
+    listed.on.pull(origin.add("/other", noise(9)), name="m")
+    model = desired(origin)
+    origin.fault("*", Status(404), methods=("GET", "HEAD"))
+    listed.tick(model)
+    listed.ended()
+    origin.clear()
+    listed.tick(model)
+    listed.ended()
+    ready = listed.on.store.names.get("m")
+    assert ready is not None
+    assert ready.spec == model.spec
 
 
 def test_a_pull_that_somebody_cancelled_is_not_tried_again_until_the_list_changes(

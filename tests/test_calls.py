@@ -89,6 +89,7 @@ def test_a_file_is_open_as_long_as_anybody_has_it_open(tmp_path: Path) -> None:
     other.touch()
     if not has_leases(tmp_path / "probe"):
         pytest.skip("this file system has no leases")
+    descriptors = os.listdir("/proc/self/fd")
     assert leases.reports_open_files(tmp_path / "probe")
     assert not (tmp_path / "probe").exists()
     assert not leases.is_open([path, other])
@@ -107,6 +108,7 @@ def test_a_file_is_open_as_long_as_anybody_has_it_open(tmp_path: Path) -> None:
     assert not path.exists()
     assert leases.unlinked_unless_open(path)
     assert not leases.is_open([path])
+    assert os.listdir("/proc/self/fd") == descriptors
 
 
 def test_what_is_no_file_is_an_error_of_the_disk(tmp_path: Path) -> None:

@@ -396,3 +396,84 @@ def test_a_name_that_looks_like_a_number_or_a_flag_is_a_name(file: Path, name: s
     file.write_text(f"models: [{{ref: hf://org/model, name: {name}, include: {name}}}]")
     (model,) = load(config=file).models
     assert (model.spec.name, model.include) == (name, (name,))
+
+
+# --- numbers ---
+
+NUMBERS: dict[str, tuple[float, float | None, float | None]] = {
+    # the default, the least and the most
+    "disk_at_least": (0, 0, 2**63 - 1),
+    "streams": (32, 1, 256),
+    "pulls": (4, 1, 256),
+    "queued_pulls": (10_000, 0, 1_000_000),
+    "limit_bytes_per_second": (0, 0, 2**63 - 1),
+    "retries": (8, 0, 100),
+    "resolve_seconds": (1800, None, 86400),
+    "connect_seconds": (10, None, 600),
+    "stall_seconds": (30, None, 3600),
+    "evict_unused_seconds": (0, 0, None),
+    "keep_opened_seconds": (300, 0, None),
+    "keep_previous": (1, 0, 100),
+    "scrub_bytes_per_second": (20_000_000, 0, 2**63 - 1),
+    "scrub_interval_seconds": (7 * 86400, None, None),
+    "sweep_interval_seconds": (3600, 0, None),
+    "keep_unfinished_seconds": (86400, 0, None),
+    "max_node_labels": (50, 1, 200),
+}
+
+
+@pytest.mark.parametrize("option", NUMBERS)
+def test_a_number_has_its_default_and_its_bounds(option: str) -> None:
+    default, least, most = NUMBERS[option]
+    assert getattr(load(), option) == default
+    for bound in (least, most):
+        if bound is not None:
+            assert getattr(load(**{option: bound}), option) == bound
+    assert option in refused(**{option: -1 if least is None else least - 1})
+    if least is None:
+        assert option in refused(**{option: 0})
+    if most is not None:
+        assert option in refused(**{option: most + 1})
+
+
+def test_the_table_above_has_every_number() -> None:
+    fields = Config.model_fields.items()
+    assert {key for key, field in fields if type(field.default) in (int, float)} == NUMBERS.keys()
+
+
+def test_switches_have_their_defaults() -> None:
+    switches = {key: field.default for key, field in Config.model_fields.items() if field.annotation is bool}
+    assert {key for key, value in switches.items() if value} == {"anonymous_reads", "evict"}
+
+
+def test_a_low_watermark_may_be_as_high_as_the_high_one_and_no_higher() -> None:
+    config = load(high_watermark="90%", low_watermark="90%")
+    assert (config.low_watermark, config.high_watermark) == (Percentage(90), Percentage(90))
+    assert "low_watermark" in refused(high_watermark="90%", low_watermark="91%")
+    assert (load().low_watermark, load().high_watermark) == (Percentage(98), Percentage(100))
+
+
+@pytest.mark.parametrize("signal", ["node_labels", "node_condition", "node_events"])
+def test_a_signal_to_kubernetes_needs_the_name_of_the_node(signal: str, file: Path) -> None:
+    assert not load().informs_kubernetes
+    assert "node_name" in refused(**{signal: True})
+    assert load(**{signal: True}, node_name="node-1").informs_kubernetes
+    assert not load(node_name="node-1").informs_kubernetes
+    assert load(startup_taint="cachd.dev/models-not-ready", node_name="node-1").informs_kubernetes
+
+
+@pytest.mark.parametrize(("priority", "is_right"), [(100, True), (101, False), (-100, True), (-101, False)])
+def test_a_listed_model_has_a_priority_from_minus_100_to_100(
+    file: Path, priority: int, *, is_right: bool
+) -> None:
+    written(file, models=[{"ref": "hf://org/m", "priority": priority}])
+    if is_right:
+        assert load(config=file).models[0].priority == priority
+    else:
+        assert "models[0].priority" in refused(config=file)
+
+
+def test_a_listed_model_is_plain_unless_it_says_otherwise(file: Path) -> None:
+    (model,) = load(config=written(file, models=[{"ref": "hf://org/m"}])).models
+    assert (model.required, model.pin, model.warm, model.priority) == (False, False, False, 0)
+    assert model.spec == ModelSpec.asked("hf://org/m")

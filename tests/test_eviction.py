@@ -26,6 +26,7 @@ from cachd.policy.eviction import (
     duration_in_words,
     expired,
     largest_first,
+    opened_lately,
     refetch_seconds,
 )
 from tests.ground.chance import examples
@@ -271,3 +272,10 @@ def test_an_error_names_the_largest_models_first_and_counts_the_others() -> None
     assert largest_first(held[:2]) == ["n1 (1 bytes, evictable)", "a replaced snapshot (0 bytes, evictable)"]
     assert largest_first(held)[0] == "n6 (6 bytes, evictable)"
     assert largest_first(held)[-1] == "2 more models"
+
+
+def test_a_file_that_was_opened_lately_is_protected_also_after_the_clock_was_set_back() -> None:
+    assert opened_lately(NOW - 40, NOW, within=41) == "opened 40 s ago"
+    assert opened_lately(NOW + 40, NOW, within=41) == "opened 0 s ago"
+    for opened_at in (None, NOW - 41, NOW + 41):
+        assert opened_lately(opened_at, NOW, within=41) == ""

@@ -248,3 +248,9 @@ def test_a_prefix_is_below_what_it_covers_a_part_of_and_not_below_itself() -> No
     assert list(below.values()) == [True, True, False]
     assert not prefixes.are_below("https://host/a/b/c")
     assert not prefixes.are_below("https://other/a")
+
+
+def test_a_prefix_is_shown_in_its_normal_form() -> None:
+    assert str(Prefix.parse("HF://org/")) == "hf://org/"
+    assert str(Prefix.parse("hf://")) == "hf://"
+    assert Prefix.parse("hf://org/") != Prefix.parse("hf://other/")

@@ -126,7 +126,7 @@ class Access:
 
     def __init__(self, routes: Iterable[Any], tokens: Tokens | None, *, anonymous_reads: bool) -> None:
         order = list(RULES)
-        named = sorted(routes, key=lambda route: order.index(route.name) if route.name in RULES else -1)
+        named = sorted(routes, key=lambda route: order.index(route.name))
         self._routes: list[tuple[Any, re.Pattern[str], str]] = [
             (route.methods, route.path_regex, route.name) for route in named
         ]

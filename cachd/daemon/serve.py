@@ -103,7 +103,7 @@ def _serve(loaded: Loaded, *, waits: bool) -> None:
         )
         stop = partial(_interrupt, daemon, events)
         run = stoppable(app, listeners, certificate=certificate, interrupt=stop, notices=notices)
-        with _started(daemon, prewarm), running(signals), hub_endpoint(config, daemon):
+        with started(daemon, prewarm), running(signals), hub_endpoint(config, daemon):
             _note_start(loaded, daemon, listeners)
             _collect_seldom()
             run()
@@ -159,7 +159,7 @@ def _interrupt(daemon: Daemon, events: EventLog) -> None:
 
 
 @contextmanager
-def _started(daemon: Daemon, prewarm: Prewarm) -> Iterator[None]:
+def started(daemon: Daemon, prewarm: Prewarm) -> Iterator[None]:
     """Resume the pulls of an earlier process, and start the threads that work without a request."""
     unleased(daemon.store.layout.root, daemon.pulls.resume)
     daemon.status.start(daemon.models)

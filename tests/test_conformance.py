@@ -102,7 +102,8 @@ def test_a_row_runs_with_exactly_what_cachd_env_prints(
 
 def test_a_client_of_the_endpoint_has_the_variables_that_the_page_names() -> None:
     page = (PROJECT / "docs/hub-endpoint.md").read_text()
-    named = dict(re.findall(r"(?m)^\| `(\w+)` \| `([^`]+)`", page))
+    table = page.partition("| Variable |")[2].partition("\n\n")[0]
+    named = dict(re.findall(r"(?m)^\| `(\w+)` \| `([^`]+)`", table))
     assert named == {**endpoint.VARIABLES, "HF_ENDPOINT": "http://$(HOST_IP):8471"}
 
 

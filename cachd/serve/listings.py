@@ -10,13 +10,14 @@ from itertools import islice
 from typing import Any
 
 from cachd.errors import TooBig
+from cachd.kernel import threads
 from cachd.model import File, Manifest, commit_of
 from cachd.model.hub import lfs_pointer, lfs_pointer_id
 from cachd.serve.answer import Sink
 
 PAGE = 1000  # entries of a tree in one answer, as on the Hub
 MAX_DIRECTORIES = 200_000  # paths of 1,024 bytes may have far more, and each costs as much as a file
-_PIECE = 200  # entries in one piece of JSON
+_PIECE = 50  # entries in one piece of JSON
 Entry = dict[str, Any]
 
 
@@ -36,12 +37,14 @@ class Listing:
     @cached_property
     def size(self) -> int:
         """See `Body`."""
-        return sum(map(len, self._pieces()))
+        with threads.in_brief_turns():
+            return sum(map(len, self._pieces()))
 
     def send(self, sink: Sink) -> None:
         """See `Body`."""
-        for piece in self._pieces():
-            sink.send(piece)
+        with threads.in_brief_turns():
+            for piece in self._pieces():
+                sink.send(piece)
 
     def _pieces(self) -> Iterator[bytes]:
         yield self._before + b"["

@@ -244,6 +244,14 @@ def test_a_folder_replaces_another_name_of_its_own(view: HubView, store: DiskSto
 # --- files ---
 
 
+def test_a_commit_that_is_shown_already_gets_what_it_lacks(view: HubView, store: DiskStore) -> None:
+    keep(store, ONE)
+    few = {"config.json": ONE["config.json"]}
+    for files in (few, ONE, ONE):
+        view.build(FOLDER, A, shown_of(files))
+        assert digests(store.layout.commit(FOLDER, A)) == shown(files)
+
+
 def test_a_commit_is_narrowed_to_the_files_that_are_left(view: HubView, store: DiskStore, root: Path) -> None:
     publish(store, ONE)
     left = {path: ONE[path] for path in ("config.json", "empty.txt")}
@@ -263,10 +271,10 @@ def test_a_commit_goes_with_its_list_and_its_marks_and_the_others_stay(
     held = (hub(root) / f"snapshots/{A}/config.json").open("rb")
     with held:
         view.narrow(FOLDER, A, SMALL, {})
+        assert names_below(root / ".cachd/trash") == set()
         assert held.read() == SMALL["config.json"], "who has it open keeps it"
     assert names_below(hub(root) / "snapshots") == names_below(hub(root) / ".no_exist") == {B}
     assert names_below(hub(root) / "trees") == {f"{B}.json"}
-    assert names_below(root / ".cachd/trash") == set()
     view.narrow(FOLDER, A, SMALL, {})  # a crash may let it run again
     assert digests(hub(root) / "snapshots" / B) == shown(SMALL)
 
@@ -330,8 +338,8 @@ def test_a_tree_goes_though_somebody_has_a_file_of_it_open(plain: PlainView, sto
         for _ in range(2):
             plain.remove(snapshot.manifest)
             assert not tree.exists()
+            assert names_below(store.layout.trash) == set()
         assert held.read() == SMALL["dir/model.bin"]
-    assert names_below(store.layout.trash) == set()
 
 
 def test_directories_of_the_same_files_have_the_same_time_on_every_node(tmp_path: Path) -> None:

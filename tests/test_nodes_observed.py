@@ -1,0 +1,142 @@
+"""What the files of a shared volume say about its writers, whatever somebody made of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from cachd.errors import InUse
+from cachd.store.layout import Layout
+from cachd.store.nodes import Nodes, Term, Writer, end_dead_writer, newest_number
+from cachd.store.root import make_directories
+from tests.ground.stored import names_below
+
+
+@pytest.fixture
+def nodes(root: Path) -> Path:
+    """The directory of an empty root in which processes agree."""
+    make_directories(root)
+    return root / ".cachd/nodes"
+
+
+def took(root: Path, spec: dict[str, object] | None = None) -> Term:
+    """The next term, which has not begun."""
+    observer = Nodes(root)
+    observer.writer()
+    term = observer.take("m", spec or {}, fenced=lambda: None)
+    assert term is not None
+    return term
+
+
+def test_a_root_without_writers_has_none(root: Path, nodes: Path) -> None:
+    observer = Nodes(root)
+    assert (observer.writer(), observer.seen) == (None, (0, b""))
+    assert not observer.has_ended(0)
+    end_dead_writer(root)
+    assert names_below(nodes) == set(), "nobody was there to take over from"
+
+
+def test_a_writer_that_has_not_beaten_yet_may_write(root: Path, nodes: Path) -> None:
+    term = took(root, {"ref": "hf://org/m"})
+    observer = Nodes(root)
+    who = json.loads((nodes / "1.writer").read_text())["who"]
+    assert observer.writer() == Writer(1, who, "m", {"ref": "hf://org/m"})
+    assert (observer.seen, observer.has_ended(1)) == ((1, b""), False)
+    assert who.startswith(f"pid {os.getpid()} on ")
+    assert (term.number, term.work) == (1, ".cachd/nodes/1.work")
+    term.begin()
+    term.end()
+    assert (observer.writer(), observer.has_ended(1)) == (None, True)
+    assert json.loads((nodes / "1.ended").read_text()) == {"error": None}
+    assert observer.ended_with(1) is None
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"who": null, "name": null, "spec": [1]}'])
+def test_a_writer_with_a_damaged_file_counts_all_the_same(root: Path, nodes: Path, content: str) -> None:
+    (nodes / "4.writer").write_text(content)
+    assert Nodes(root).writer() == Writer(4, "unknown", "", {})
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        ("", None),
+        ("[]", None),
+        ("{}", None),
+        ('{"error": 1}', None),
+        ('{"error": {"code": "x"}}', {"code": "x"}),
+    ],
+)
+def test_the_error_of_a_writer_is_known_if_it_can_be_read(
+    root: Path, nodes: Path, content: str, error: object
+) -> None:
+    assert Nodes(root).ended_with(3) is None
+    (nodes / "3.ended").write_text(content)
+    assert Nodes(root).ended_with(3) == error
+
+
+def test_only_names_of_writers_count_as_numbers(root: Path, nodes: Path) -> None:
+    for name in (
+        "2.writer",
+        "9.beat",
+        "8.work",
+        "x.writer",
+        "7.writer.old",
+        "1234567890123.writer",
+        ".5.writer",
+    ):
+        (nodes / name).touch()
+    assert newest_number(Layout(root)) == 2
+    (nodes / "123456789012.writer").touch()
+    assert newest_number(Layout(root)) == 123456789012
+
+
+def test_who_is_too_late_for_a_number_has_nothing(root: Path, nodes: Path) -> None:
+    slow = Nodes(root)
+    slow.writer()
+    first = took(root)
+    descriptors = sorted(os.listdir("/proc/self/fd"))
+    assert slow.take("m", {}, fenced=lambda: None) is None
+    assert sorted(os.listdir("/proc/self/fd")) == descriptors
+    assert names_below(nodes) == {"1.writer"}
+    first.check()
+    (nodes / "2.writer").write_text("{}")
+    heard: list[str] = []
+    third = Nodes(root)
+    third.seen = (0, b"")  # it saw the first number free, and now there are two
+    assert third.take("m", {}, fenced=lambda: None) is None
+    with pytest.raises(InUse, match="process 2 took over") as refusal:
+        Term(root, 1, fenced=lambda: heard.append("fenced")).check()
+    assert (refusal.value.code, heard) == ("fenced", ["fenced"])
+    first.end()
+    assert not (nodes / "1.ended").exists(), "a fenced process gives up nothing"
+
+
+def test_a_term_makes_its_directories_and_beats(root: Path, nodes: Path) -> None:
+    term = took(root)
+    term.begin()
+    try:
+        assert names_below(nodes / "1.work") == {"ingest", "staging", "trash"}
+        assert all(place.stat().st_mode & 0o077 == 0 for place in (nodes / "1.work").iterdir())
+        beat = (nodes / "1.beat").read_bytes()
+        assert (len(beat), int(beat) >= 1) == (21, True)
+        term.check_if_late()
+    finally:
+        term.end()
+    assert not (nodes / "1.work").exists()
+
+
+def test_a_root_is_taken_over_from_a_writer_that_left_its_directory(root: Path, nodes: Path) -> None:
+    term = took(root)
+    term.begin()
+    term.end()
+    end_dead_writer(root)
+    assert newest_number(Layout(root)) == 1, "it ended, and left nothing"
+    (nodes / "1.work/ingest/sha256-a-1").mkdir(parents=True)
+    end_dead_writer(root)
+    assert newest_number(Layout(root)) == 2
+    assert names_below(nodes) == {f"{n}.{kind}" for n in (1, 2) for kind in ("writer", "beat", "ended")}
+    assert names_below(root / ".cachd/ingest") == {"sha256-a-1"}

@@ -12,7 +12,7 @@ from cachd.metrics import Metrics
 from cachd.model import Extent, File, Limits, Ref
 from cachd.policy.parts import MIN_PART_BYTES, SMALL_BYTES
 from cachd.sources.cancel import CancelToken
-from cachd.sources.source import Body, NoRanges
+from cachd.sources.source import NoRanges
 from cachd.store.disk_store import DiskStore
 from cachd.transfer.bandwidth import Bandwidth
 from cachd.transfer.download.outcomes import Outcomes
@@ -52,7 +52,7 @@ class Source(ShelfSource):
     def __init__(self, *contents: bytes | CachdError) -> None:
         self.contents, self.asked, self.renewed = list(contents), list[Extent](), 0
 
-    def open(self, file: File, extent: Extent, cancel_token: CancelToken) -> Body:
+    def open(self, file: File, extent: Extent, cancel_token: CancelToken) -> ShelfBody:
         self.asked.append(extent)
         if extent.size < file.size and not self.has_ranges:
             raise NoRanges
@@ -282,7 +282,7 @@ class Held(ShelfBody):
 class Holding(Source):
     """Sends the first MiB of each request, and then nothing."""
 
-    def open(self, file: File, extent: Extent, cancel_token: CancelToken) -> Body:
+    def open(self, file: File, extent: Extent, cancel_token: CancelToken) -> ShelfBody:
         self.asked.append(extent)
         content = self.contents[0]
         assert isinstance(content, bytes)

@@ -15,8 +15,10 @@ def asking(*, has_token: bool) -> Asking:
     return Asking("hf://org/m", "main", HUB, has_token=has_token)
 
 
-def refused(detail: str, status: int | None, code: str = "source_unauthorized", **facts: object) -> Forbidden:
-    return Forbidden(detail, code=code, origin_status=status, **facts)
+def refused(
+    detail: str, status: int | None, code: str = "source_unauthorized", *, hub_error: str | None = None
+) -> Forbidden:
+    return Forbidden(detail, code=code, origin_status=status, hub_error=hub_error)
 
 
 @pytest.mark.parametrize(

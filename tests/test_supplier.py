@@ -33,7 +33,7 @@ class Source(ShelfSource):
 
     error: CachdError | None = None
 
-    def open(self, file: File, extent: Extent, cancel_token: CancelToken) -> Body:
+    def open(self, file: File, extent: Extent, cancel_token: CancelToken) -> ShelfBody:
         if self.error is not None:
             raise self.error
         return ShelfBody(CONTENT[extent.start : extent.stop])
@@ -79,12 +79,12 @@ def ground(store: DiskStore) -> Iterator[Ground]:
 def test_a_pace_is_measured_over_two_seconds_in_which_it_received(ground: Ground) -> None:
     supplier = ground.supplier
     supplier.measure(10.0)
-    assert (supplier.pace, supplier.was_measured) == (None, False)
+    assert not supplier.was_measured
     supplier.running, supplier.sent = 2, 400
     supplier.measure(11.9)
-    assert supplier.pace is None
+    assert not supplier.was_measured
     supplier.measure(12.0)
-    assert (supplier.pace, supplier.was_measured) == (100.0, True), "of each of two requests"
+    assert [supplier.pace, supplier.was_measured] == [100.0, True], "of each of two requests"
     supplier.running, supplier.sent = 0, 1000
     supplier.measure(14.0)
     assert supplier.pace == 300.0
@@ -106,7 +106,7 @@ def test_one_that_is_benched_is_measured_anew_after_its_release(ground: Ground) 
     supplier.bench()
     assert supplier.is_benched
     supplier.release(13.0)
-    assert (supplier.is_benched, supplier.pace, supplier.was_measured) == (False, None, True)
+    assert [supplier.is_benched, supplier.pace, supplier.was_measured] == [False, None, True]
     supplier.sent = 500
     supplier.measure(15.0)
     assert supplier.pace == 150.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cachd.sources.validators import differ, precondition, validator
+from cachd.sources.validators import differ, precondition, validator, weak_tag
 
 DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
 SAME = [DATE, "Sunday, 06-Nov-94 08:49:37 GMT", "Sun Nov  6 08:49:37 1994", "1994-11-06T08:49:37Z"]
@@ -51,3 +51,30 @@ def test_only_what_every_server_reads_is_sent_back() -> None:
     assert precondition(DATE) == {"If-Unmodified-Since": DATE}
     for mark in (None, "6544d1-5f3a", *SAME[1:]):
         assert precondition(mark) == {}
+
+
+@pytest.mark.parametrize(
+    ("tag", "found"),
+    [('W/"one"', 'W/"one"'), ('"one"', ""), ("", ""), (None, ""), ('W/""', ""), (f'W/"{"x" * 201}"', "")],
+)
+def test_a_weak_tag_is_known_as_one(tag: str | None, found: str) -> None:
+    assert weak_tag({"ETag": tag} if tag is not None else {}) == found
+
+
+@pytest.mark.parametrize(
+    ("date", "is_mark"),
+    [
+        ("Thu, 01 Jan 1981 00:00:00 GMT", True),
+        ("Wed, 31 Dec 1980 23:59:59 GMT", False),
+        ("1981-01-01T00:00:00", True),
+    ],
+)
+def test_a_date_of_1981_or_later_marks_a_version(date: str, is_mark: bool) -> None:
+    assert validator({"Last-Modified": date}) == (date if is_mark else None)
+
+
+def test_dates_of_which_one_is_none_differ() -> None:
+    assert differ(DATE, "yesterday")
+    assert differ("yesterday", DATE)
+    assert differ("yesterday", "tomorrow")
+    assert not differ("1994-11-06T08:49:37", DATE), "without a zone it is in UTC"

@@ -59,7 +59,7 @@ class ConnectionPool:
         self._pauses.check(url, request.headers)
         kept = None if request.body else pool.pop(origin_of(url), None)  # a body is never sent twice
         if kept:
-            with suppress(BROKEN):  # after a cancel, the new connection raises
+            with suppress(*BROKEN):  # after a cancel, the new connection raises
                 return self._exchange_on_idle(kept, request, pool, cancel_token)
         tls = self._authorities.context if url.scheme == "https" else None
         new = Connection(origin_of(url), tls, stall_seconds=self._stall_seconds, clock=self._clock)

@@ -138,6 +138,9 @@ def test_a_root_that_others_may_write_to_is_not_trusted(file: Path, root: Path) 
     root.chmod(0o777)
     assert refused(file, root).code == "bad_option"
     root.chmod(0o755)
+    root.parent.chmod(0o777)
+    assert refused(file, root).code == "bad_option"
+    root.parent.chmod(0o755)
     assert started(file, root).config.streams == 3
 
 

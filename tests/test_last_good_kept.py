@@ -14,7 +14,7 @@ import structlog
 
 from cachd.config import Loaded, read
 from cachd.daemon.last_good import keep, read_or_last_good
-from cachd.errors import Forbidden, Invalid
+from cachd.errors import CachdError, Forbidden, Invalid
 from cachd.store.disk_store import DiskStore
 from cachd.store.layout import Layout
 
@@ -49,7 +49,7 @@ def started(file: Path, root: Path, **flags: object) -> Loaded:
     return read_or_last_good(config=file, root=root, **flags)
 
 
-def refused(file: Path, root: Path | None, **flags: object) -> Invalid | Forbidden:
+def refused(file: Path, root: Path | None, **flags: object) -> CachdError:
     with pytest.raises((Invalid, Forbidden)) as refusal:
         read_or_last_good(config=file, root=root, **flags)
     return refusal.value

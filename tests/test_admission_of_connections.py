@@ -132,7 +132,7 @@ class Timers(asyncio.SelectorEventLoop):
         super().__init__()
         self.waiting: list[tuple[float, Callable[[], object]]] = []
 
-    def call_later(self, delay: float, callback: Callable[..., object], *args: Any, **_: Any) -> Any:
+    def call_later(self, delay: float, callback: Callable[..., object], *args: Any) -> Any:  # type: ignore[override]  # as far as it is used
         self.waiting.append((delay, partial(callback, *args)))
 
     def pass_time(self) -> None:

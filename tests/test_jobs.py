@@ -13,7 +13,7 @@ from cachd.upkeep.jobs import Job, Jobs, JobState
 from cachd.upkeep.verifications import Verification
 from cachd.upkeep.warms import Warming
 
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 20.0
 
 
 def raising(error: Exception) -> JobState:

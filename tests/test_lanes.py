@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 
@@ -43,9 +43,9 @@ async def gate() -> AsyncIterator[Gate]:
 
 
 @contextmanager
-def lane(most: int, **how: float) -> Iterator[Lane]:
+def lane(most: int, *, callers: int = 8, patience_seconds: float = 10.0) -> Iterator[Lane]:
     before = set(threading.enumerate())
-    made = Lane("test", most, callers=int(how.pop("callers", 8)), **how)
+    made = Lane("test", most, callers=callers, patience_seconds=patience_seconds)
     try:
         yield made
     finally:
@@ -56,9 +56,9 @@ def lane(most: int, **how: float) -> Iterator[Lane]:
                 assert not thread.is_alive(), "the close ends the threads of the lane"
 
 
-async def refusal(asked: Callable[[], object]) -> Busy:
+async def refusal(asked: Callable[[], Awaitable[object]]) -> Busy:
     with pytest.raises(Busy) as refused:
-        await asked()  # type: ignore[misc]  # a coroutine of a lane
+        await asked()
     return refused.value
 
 

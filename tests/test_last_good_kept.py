@@ -14,7 +14,7 @@ import structlog
 
 from cachd.config import Loaded, read
 from cachd.daemon.last_good import keep, read_or_last_good
-from cachd.errors import Forbidden, Invalid
+from cachd.errors import CachdError, Forbidden, Invalid
 from cachd.store.disk_store import DiskStore
 from cachd.store.layout import Layout
 
@@ -49,7 +49,7 @@ def started(file: Path, root: Path, **flags: object) -> Loaded:
     return read_or_last_good(config=file, root=root, **flags)
 
 
-def refused(file: Path, root: Path | None, **flags: object) -> Invalid | Forbidden:
+def refused(file: Path, root: Path | None, **flags: object) -> CachdError:
     with pytest.raises((Invalid, Forbidden)) as refusal:
         read_or_last_good(config=file, root=root, **flags)
     return refusal.value
@@ -138,6 +138,9 @@ def test_a_root_that_others_may_write_to_is_not_trusted(file: Path, root: Path) 
     root.chmod(0o777)
     assert refused(file, root).code == "bad_option"
     root.chmod(0o755)
+    root.parent.chmod(0o777)
+    assert refused(file, root).code == "bad_option"
+    root.parent.chmod(0o755)
     assert started(file, root).config.streams == 3
 
 

@@ -3,7 +3,8 @@
     python -m bench.hub_endpoint [--runs 5] [--mib 512] [--place /tmp]
 
 The Hub's answers come from the tests' Hub, and the bytes from nginx. One connection reads, and drops what it
-reads. `direct` asks the Hub for the address of the file, and nginx for its first part. The figures of a round
+reads. `direct` asks the Hub for the address of the file, and nginx for its first part; `synced` writes that
+part to the cache's disk, too, and syncs it, as the daemon must before it sends a byte. The figures of a round
 are measured one after the other, each with a model of its own; ratios are of the medians.
 """
 
@@ -17,7 +18,9 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
+from contextlib import nullcontext
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import urlsplit
 
 from rich.console import Console
@@ -54,6 +57,7 @@ def main() -> None:
     middle = {name: statistics.median(values) for name, values in figures.items()}
     for text, above, below, goal in [
         ("first byte, pulled / direct first part", "first byte, pulled", "direct first part", "<= 2"),
+        ("first byte, pulled / the same, synced", "first byte, pulled", "the same, synced", "<= 2"),
         ("complete, pulled / plain pull", "complete, pulled", "plain pull", "<= 1.1"),
         ("speed ready / nginx", "nginx", "ready", ">= 0.8"),
     ]:
@@ -68,14 +72,16 @@ def measure(place: Path, runs: int, size: int, figures: dict[str, list[float]]) 
         for number in range(runs + 1):
             counted = figures if number else defaultdict(list)
             for kind in ("plain", "pulled") if number % 2 else ("pulled", "plain"):
-                digest = random_file(place / "new", size).removeprefix("sha256:")
-                (place / "new").rename(place / "lfs" / digest)
+                new = place / f"{kind}-{number}"  # another name has other bytes, so nothing is here already
+                digest = random_file(new, size)
+                new.rename(place / "lfs" / digest)
                 hub.add(f"org/{kind}-{number}", {FILE: place / "lfs" / digest})
                 warm(f"{nginx.url}/lfs/{digest}")
                 os.sync()  # or the next syncs would also write this file
                 if kind == "plain":
                     counted["plain pull"].append(pulled(node, f"hf://org/plain-{number}"))
                     counted["direct first part"].append(direct(hub, f"org/plain-{number}"))
+                    counted["the same, synced"].append(direct(hub, f"org/plain-{number}", place / "synced"))
                 else:
                     first, whole = streamed(node, f"org/pulled-{number}")
                     counted["first byte, pulled"].append(first)
@@ -92,7 +98,9 @@ def measure(place: Path, runs: int, size: int, figures: dict[str, list[float]]) 
                 path.unlink()
 
 
-def read(url: str, headers: dict[str, str] | None = None) -> tuple[float, float]:
+def read(
+    url: str, headers: dict[str, str] | None = None, into: BinaryIO | None = None
+) -> tuple[float, float]:
     """Seconds until the first byte of a body and until its last, from the request on."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.netloc, timeout=600)
@@ -105,13 +113,15 @@ def read(url: str, headers: dict[str, str] | None = None) -> tuple[float, float]
         connection.close()
         before = time.perf_counter() - began
         first, last = read(
-            f"http://{parts.netloc}{location}" if location.startswith("/") else location, headers
+            f"http://{parts.netloc}{location}" if location.startswith("/") else location, headers, into
         )
         return before + first, before + last
     assert response.status in (200, 206), response.status
     first = 0.0
-    while response.readinto(_BUFFER):
+    while count := response.readinto(_BUFFER):
         first = first or time.perf_counter() - began
+        if into:
+            into.write(memoryview(_BUFFER)[:count])
     connection.close()
     return first, time.perf_counter() - began
 
@@ -121,14 +131,21 @@ def warm(url: str) -> None:
     read(url)
 
 
-def direct(hub: Hub, repo: str) -> float:
-    """Seconds to ask the Hub for the commit and the address of a file, and nginx for its first part."""
+def direct(hub: Hub, repo: str, file: Path | None = None) -> float:
+    """Seconds to ask the Hub for the commit and the address of a file, and nginx for its first part.
+
+    With `file`, also to write the part there, and to sync it.
+    """
     began = time.perf_counter()
     connection = http.client.HTTPConnection(urlsplit(hub.url).netloc, timeout=600)
     connection.request("GET", f"/api/models/{repo}?blobs=true")
     connection.getresponse().read()
     connection.close()
-    read(f"{hub.url}/{repo}/resolve/main/{FILE}", {"Range": f"bytes=0-{PART - 1}"})
+    ranged = {"Range": f"bytes=0-{PART - 1}"}
+    with file.open("wb", buffering=0) if file else nullcontext() as into:
+        read(f"{hub.url}/{repo}/resolve/main/{FILE}", ranged, into)
+        if into:
+            os.fdatasync(into.fileno())
     return time.perf_counter() - began
 
 

@@ -27,7 +27,7 @@ from tests.conformance.clients import (
     Client,
 )
 from tests.conformance.environments import ENVIRONMENTS
-from tests.conformance.kept import read, undocumented
+from tests.conformance.kept import read, table, undocumented
 from tests.conformance.made import MAKERS, model
 from tests.conformance.trials import PROGRAMS, Field, field
 from tests.ground.needs import needs
@@ -119,3 +119,4 @@ def test_every_kept_result_is_explained() -> None:
     assert [name for name in kept if name not in {client.name for client in ALL}] == []
     assert [line for c in ALL if c.name in kept for line in undocumented(c, kept[c.name].cells)] == []
     assert [c.name for c in LIGHT if c.name not in kept] == []
+    assert "| not tried |" not in table()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ SHARDS = {f"model-0000{n}-of-00004.safetensors": b"x" for n in (1, 2, 3, 4)}
 INDEX = "model.safetensors.index.json"
 
 
-def spec(**patterns: tuple[str, ...]) -> ModelSpec:
+def spec(**patterns: Any) -> ModelSpec:
     return ModelSpec.asked("hf://org/model", "m", **patterns)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, aclosing
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest_asyncio
@@ -47,19 +47,19 @@ async def next_of(blocks: AsyncIterator[bytes]) -> bytes:
 async def test_what_is_kept_comes_first_and_then_what_happens(lanes: Lanes) -> None:
     log = EventLog()
     first = happened(log, "a")
-    async with aclosing(stream(log, lanes, reconnect_seconds=2.0).blocks()) as blocks:
-        assert await next_of(blocks) == b"retry: 2000\n\n"
-        block = await next_of(blocks)
-        assert block.startswith(b"event: pinned\ndata: {")
-        assert block.endswith(b"id: %d\n\n" % first)
-        later = asyncio.create_task(next_of(blocks))
-        await asyncio.sleep(0)
-        assert not later.done()
-        second = happened(log, "b")
-        assert (await later).endswith(b"id: %d\n\n" % second)
-        log.close()
-        assert await next_of(blocks) == b'event: end\ndata: {"reason":"stopping"}\n\n'
-        assert [block async for block in blocks] == []
+    blocks = stream(log, lanes, reconnect_seconds=2.0).blocks()
+    assert await next_of(blocks) == b"retry: 2000\n\n"
+    block = await next_of(blocks)
+    assert block.startswith(b"event: pinned\ndata: {")
+    assert block.endswith(b"id: %d\n\n" % first)
+    later = asyncio.create_task(next_of(blocks))
+    await asyncio.sleep(0)
+    assert not later.done()
+    second = happened(log, "b")
+    assert (await later).endswith(b"id: %d\n\n" % second)
+    log.close()
+    assert await next_of(blocks) == b'event: end\ndata: {"reason":"stopping"}\n\n'
+    assert [block async for block in blocks] == []
 
 
 async def test_a_stream_goes_on_after_an_id_and_of_one_model(lanes: Lanes) -> None:

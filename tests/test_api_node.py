@@ -26,7 +26,8 @@ KIB = 1 << 10
 
 @pytest_asyncio.fixture
 async def api(root: Path) -> AsyncIterator[Api]:
-    async with running(root=root, allow=("127.0.0.0/8", "http://127.0.0.1/"), retries=0) as made:
+    allow = ("127.0.0.0/8", "http://127.0.0.1/")
+    async with running(root=root, allow=allow, retries=0, reserve_free=0, reserve_inodes=0) as made:
         yield made
 
 

@@ -85,6 +85,22 @@ def test_a_change_while_the_checks_run_is_found_though_the_next_check_of_all_is_
         until(lambda: counted("cachd_views_changed_total"))
 
 
+def test_a_blob_into_which_somebody_writes_is_repaired_though_its_size_stays(
+    origin: Origin, engine: Engines, root: Path
+) -> None:
+    on = engine()
+    pulled(on, origin, "one", "three")
+    shown = root / "models/one/one"
+    with closing(checks(on)) as presence, at_event("blob damaged", lambda: None) as damaged:
+        presence.start()
+        until(lambda: presence.files)
+        shown.chmod(0o644)
+        with shown.open("r+b") as opened:
+            opened.write(bytes(9))
+        assert damaged.wait(PATIENCE_SECONDS)
+        until(lambda: on.store.names.get("one") and shown.exists() and shown.read_bytes() == noise(64, 3))
+
+
 def test_a_check_of_all_comes_soon_when_it_is_asked_for_and_else_after_five_minutes(
     origin: Origin, engine: Engines
 ) -> None:

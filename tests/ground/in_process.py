@@ -24,11 +24,11 @@ class Api:
     """Calls an application as a server does. `required`: what /readyz?set=required checks."""
 
     def __init__(self, loaded: Loaded, daemon: Daemon) -> None:
-        self.daemon, self.required = daemon, list[str]()
+        self.daemon, self.required, self.events = daemon, list[str](), EventLog()
         reload = Reload(loaded, daemon)
         services = api_services(
             daemon,
-            events=EventLog(),
+            events=self.events,
             required=lambda: self.required,
             options=reload.as_document,
             sources=reload.sources,

@@ -196,6 +196,7 @@ def test_another_name_leads_to_a_folder_and_goes_with_it(view: HubView, store: D
     publish(store, SMALL)
     publish(store, SMALL, "hf://org/other", revision=B)
     link, locks = root / "hub/models--org--new", root / "hub/.locks/models--org--new"
+    (store.layout.staging / f"{link.name}.link").symlink_to("left by a crash")
     for folder in (OTHER, FOLDER):
         view.alias(link.name, folder)
         assert os.readlink(link) == folder

@@ -296,7 +296,7 @@ def test_what_differs_from_its_blob_is_wrong_in_either_view(
     plain: PlainView, view: HubView, store: DiskStore, root: Path
 ) -> None:
     snapshot, manifest = publish(store, SMALL), manifest_of(SMALL)
-    wrongs = {
+    wrongs: dict[Path, Callable[[], dict[str, bool]]] = {
         store.layout.tree(snapshot.manifest): lambda: plain.wrong(manifest),
         hub(root) / "snapshots" / A: lambda: view.wrong(FOLDER, manifest),
     }

@@ -155,6 +155,16 @@ def test_a_history_that_cannot_be_read_is_removed_and_no_other(
     assert list(layout.rollbacks.iterdir()) == []
 
 
+def test_only_a_full_disk_lets_a_publish_go_on_without_its_history(
+    layout: Layout, past: list[Snapshot]
+) -> None:
+    histories = Histories(layout, 9)
+    layout.previous.rmdir()
+    with pytest.raises(FileNotFoundError):
+        published(histories, past, 0, 1)
+    assert histories.of("m") == []
+
+
 # --- rollbacks ---
 
 

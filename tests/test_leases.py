@@ -45,9 +45,9 @@ def test_a_lease_keeps_its_name_until_it_expires_also_after_a_restart(layout: La
 def test_only_a_lease_that_lasts_is_renewed_and_only_under_its_name(layout: Layout) -> None:
     leases = made(layout)
     lease = leases.take("m", "pod", until=10.0)
-    for name, each, now in (("m", "absent", 1.0), ("other", lease.id, 1.0), ("m", lease.id, 10.0)):
+    for name, id_, now in (("m", "absent", 1.0), ("other", lease.id, 1.0), ("m", lease.id, 10.0)):
         with pytest.raises(NotFound) as refusal:
-            leases.renew(name, each, until=99.0, now=now)
+            leases.renew(name, id_, until=99.0, now=now)
         assert refusal.value.code == "no_such_lease"
     renewed = leases.renew("m", lease.id, until=30.0, now=9.9)
     assert renewed == Lease(lease.id, "m", "pod", 30.0)

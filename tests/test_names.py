@@ -88,6 +88,15 @@ def test_a_quarantined_name_is_known_and_not_ready(names: Names) -> None:
     assert names.quarantined() == [quarantine(other)]
 
 
+def test_a_quarantine_that_cannot_be_recorded_is_none_unless_the_disk_is_full(
+    names: Names, root: Path
+) -> None:
+    (root / ".cachd/quarantined").rmdir()
+    with pytest.raises(FileNotFoundError):
+        names.record_quarantine(quarantine(snapshot("m")))
+    assert names.quarantine_of("m") is None
+
+
 def test_a_repaired_name_is_known_by_what_is_ready_now(names: Names) -> None:
     before, after = snapshot("m"), snapshot("m", number=2)
     names.record_quarantine(quarantine(before))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,8 @@ def test_processes_that_died_during_a_pull_are_counted_until_one_does_not(
 def test_a_pull_that_failed_is_shown_until_it_is_asked_for_again(
     pending: PendingPulls, layout: Layout
 ) -> None:
-    for again in (lambda: pending.remember(SPEC), lambda: pending.forget("m")):
+    ends: list[Callable[[], None]] = [lambda: pending.remember(SPEC), lambda: pending.forget("m")]
+    for again in ends:
         pending.remember(SPEC)
         pending.begins("m")
         pending.fail(failed(SPEC, "2026"))

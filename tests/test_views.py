@@ -196,6 +196,7 @@ def test_another_name_leads_to_a_folder_and_goes_with_it(view: HubView, store: D
     publish(store, SMALL)
     publish(store, SMALL, "hf://org/other", revision=B)
     link, locks = root / "hub/models--org--new", root / "hub/.locks/models--org--new"
+    (store.layout.staging / f"{link.name}.link").symlink_to("left by a crash")
     for folder in (OTHER, FOLDER):
         view.alias(link.name, folder)
         assert os.readlink(link) == folder
@@ -295,7 +296,7 @@ def test_what_differs_from_its_blob_is_wrong_in_either_view(
     plain: PlainView, view: HubView, store: DiskStore, root: Path
 ) -> None:
     snapshot, manifest = publish(store, SMALL), manifest_of(SMALL)
-    wrongs = {
+    wrongs: dict[Path, Callable[[], dict[str, bool]]] = {
         store.layout.tree(snapshot.manifest): lambda: plain.wrong(manifest),
         hub(root) / "snapshots" / A: lambda: view.wrong(FOLDER, manifest),
     }

@@ -70,7 +70,7 @@ CHANGES: dict[str, tuple[Callable[[Place], object], Expected]] = {
         lambda _: ViewChanges(names={"m", "n"}),
     ),
     "a tree": (
-        lambda p: p.tree.with_name("f" * 32).mkdir() or p.tree.with_name("f" * 32).rmdir(),  # type: ignore[func-returns-value]
+        lambda p: p.tree.with_name("f" * 32).mkdir() or p.tree.with_name("f" * 32).rmdir(),
         lambda _: ViewChanges(manifests={"f" * 32}),
     ),
     "the mode of a file": (
@@ -92,11 +92,11 @@ CHANGES: dict[str, tuple[Callable[[Place], object], Expected]] = {
         lambda _: ViewChanges(folders={FOLDER}),
     ),
     "the commits": (
-        lambda p: (p.repo / "snapshots/x").mkdir() or (p.repo / "snapshots/x").rmdir(),  # type: ignore[func-returns-value]
+        lambda p: (p.repo / "snapshots/x").mkdir() or (p.repo / "snapshots/x").rmdir(),
         lambda _: ViewChanges(folders={FOLDER}),
     ),
     "another folder": (
-        lambda p: p.repo.with_name("other").mkdir() or p.repo.with_name("other").rmdir(),  # type: ignore[func-returns-value]
+        lambda p: p.repo.with_name("other").mkdir() or p.repo.with_name("other").rmdir(),
         lambda _: ViewChanges(folders={"other"}),
     ),
     "a view": (lambda p: remade(p.root / "ready"), lambda _: ViewChanges(everything=True)),

@@ -186,7 +186,6 @@ class HubView(_View):
         if alias == folder or (os.path.lexists(link) and not link.is_symlink()):
             return
         staged = self._layout.staging / f"{alias}.link"
-        durable.remove(staged)
         durable.make_link(staged, folder)
         hub_places.make_locks(self._layout.hub, alias)
         durable.move(staged, link)

@@ -170,7 +170,7 @@ def test_a_directory_in_which_another_daemon_is_just_starting_is_in_use(tmp_path
 
 def test_the_names_of_the_daemon_are_those_of_the_option_and_of_its_addresses(tmp_path: Path) -> None:
     config = load(listen=["127.0.0.1:1", f"unix:{tmp_path}/s"], allowed_hosts=["cache.example"])
-    assert allowed_hosts(config) == ["cache.example", "127.0.0.1"]
+    assert allowed_hosts(config, config.listeners) == ["cache.example", "127.0.0.1"]
 
 
 def test_the_files_of_tls_are_those_of_the_options(tmp_path: Path) -> None:

@@ -171,13 +171,28 @@ class Related:
         self._defined = {module: _defined(tree) for module, tree in self._code.items()}
         self._modules = Counter(name for names in self._defined.values() for name in names)
         self._imports = {module: _imported(tree) for module, tree in self._code.items()}
-        tests = _trees(root, "tests/**/test_*.py")
-        tests = {test: tree for test, tree in tests.items() if not ABOUT_PROJECT.search(test)}
+        every = _trees(root, "tests/**/*.py")
+        suites = {_dotted(file): tree for file, tree in every.items() if "/contract_" in file}
+        tests = {
+            test: tree
+            for test, tree in every.items()
+            if Path(test).name.startswith("test_") and not ABOUT_PROJECT.search(test)
+        }
         self._names = {test: _used(tree) for test, tree in tests.items()}
         self._tested = {test: _imported(tree) for test, tree in tests.items()}
+        for test, imported in self._tested.items():
+            for suite in imported & suites.keys():  # it runs the tests of the suite
+                self._names[test] |= _used(suites[suite])
+                self._tested[test] |= _imported(suites[suite])
+        self._ranked: dict[str, list[str]] = {}
         self._in = Counter(name for names in self._names.values() for name in names)
 
     def to(self, module: str) -> list[str]:
+        if module not in self._ranked:
+            self._ranked[module] = self._rank(module)
+        return self._ranked[module]
+
+    def _rank(self, module: str) -> list[str]:
         dotted = _dotted(module)
         importers = [other for other, imported in self._imports.items() if dotted in imported]
 
@@ -354,7 +369,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--count", type=int, default=100, help="how many bugs (default: %(default)s)")
     parser.add_argument("--only", default="", help="part of a module's path, such as store/space")
     parser.add_argument(
-        "--seconds", type=float, default=120.0, help="time of the tests for each bug (default: %(default)s)"
+        "--seconds", type=float, default=180.0, help="time of the tests for each bug (default: %(default)s)"
     )
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--jobs", type=int, default=2 * cores, help="bugs at once (default: %(default)s)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.ground.site import MIB, PATIENCE_SECONDS, Ground, assert_problem
+from tests.ground.site import MIB, PATIENCE_SECONDS, Ground, assert_problem, until
 
 Alone = Callable[..., Ground]
 
@@ -77,8 +77,8 @@ def test_a_failed_resolve_is_known_while_it_is_tried_again(alone: Alone) -> None
     ground.hub.status(503, times=1)
     ground.node.pull("hf://org/again")
     ground.node.wait_for("resolve will be retried", name="org--again")
-    waits = ground.show("org--again")["pull"]["waits"]
     hold = ground.hub.hold("/api/models/org/again", after=0)
+    waits = until(lambda: ground.show("org--again")["pull"]["waits"])
     try:
         assert hold.reached.wait(PATIENCE_SECONDS)
         pull = ground.show("org--again")["pull"]

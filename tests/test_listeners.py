@@ -19,7 +19,7 @@ from cachd.api.listeners import Sockets
 from cachd.api.tls import Certificate, TlsFiles, expiry
 from cachd.config import load
 from cachd.daemon.listen import allowed_hosts, certified, tls_files
-from cachd.errors import Forbidden, InUse, Invalid
+from cachd.errors import InUse, Invalid
 from cachd.model.listener import Listener
 from tests.ground.origin.certificates import Tls, certify
 from tests.ground.site import until
@@ -253,10 +253,3 @@ def test_a_new_pair_is_taken_over_and_a_broken_one_is_not(tmp_path: Path) -> Non
 def test_a_certificate_that_is_not_watched_can_be_closed(tmp_path: Path) -> None:
     pem = certified_file(tmp_path / "pem")
     Certificate(TlsFiles(pem, pem)).close()
-
-
-def test_a_port_that_this_user_may_not_have_is_forbidden() -> None:
-    if os.geteuid() == 0 or int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) <= 80:
-        pytest.skip("this user may listen on every port")
-    with sockets("127.0.0.1:80") as opening, pytest.raises(Forbidden):
-        opening.open_all()

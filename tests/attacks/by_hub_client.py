@@ -19,7 +19,7 @@ from tests.attacks.by_client import HEADS, descriptors, readable
 from tests.attacks.target import MIB, PATIENCE_SECONDS, Target, attack
 from tests.attacks.test_connections import end_of, status
 from tests.attacks.test_hub_endpoint import PARTS
-from tests.ground.hub_client import Got, endpoint_of
+from tests.ground.hub_client import NEVER_RESUMES, Got, endpoint_of
 from tests.ground.models import noise
 from tests.ground.node import Node
 from tests.ground.origin import Flip
@@ -28,6 +28,7 @@ from tests.ground.site import until
 POD, NEW_POD = "127.0.0.2", "127.0.0.3"
 READY = "/org/model/resolve/main/model.safetensors"
 CONTENT = noise(6 * MIB, seed=6)  # of this file: see `besieged`
+READS_ALONG = {"User-Agent": NEVER_RESUMES}
 GET = "GET {} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
 
@@ -228,7 +229,7 @@ def ranges_and_attempts_that_are_guessed(target: Target) -> None:
     hold = target.hub.cdn.hold(target.hub.cdn_path("attack/arriving", "model.safetensors"), after=MIB)
     try:
         path = "/attack/arriving/resolve/main/model.safetensors"
-        address = got(node, path, method="HEAD").headers["location"]
+        address = got(node, path, method="HEAD", headers=READS_ALONG).headers["location"]
         for number in range(2, 2 + target.many(1000)):
             assert got(node, address.replace("/1/", f"/{number}/", 1)).status == 410
         for asked in ("bytes=5-9", f"bytes={9 * MIB - 1}-", "bytes=-1"):  # they wait for the digest
@@ -368,12 +369,13 @@ def wrong_bytes_for_clients_that_read_along(target: Target) -> None:
     target.hub.add("attack/liar", {"model.safetensors": content})
     target.hub.cdn.fault(target.hub.cdn_path("attack/liar", "model.safetensors"), Flip(9 * MIB - 10))
     path = "/attack/liar/resolve/main/model.safetensors"
-    address = got(node, path, method="HEAD").headers["location"]
+    address = got(node, path, method="HEAD", headers=READS_ALONG).headers["location"]
     lengths: list[int] = []
     lock = threading.Lock()
 
     def read(number: int) -> None:
-        with suppress(OSError), asking(node, address, f"127.0.0.{100 + number}") as answer:
+        client = f"127.0.0.{100 + number}"
+        with suppress(OSError), asking(node, address, client, headers=READS_ALONG) as answer:
             try:
                 received = len(answer.read()) if answer.status == 200 else 0
             except http.client.IncompleteRead as cut:

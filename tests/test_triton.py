@@ -72,6 +72,7 @@ def running(node: Nodes, hub: Hub, commit: str) -> Node:
         (["model.onnx"], "triton"),
         (["config.pbtxt", "model.py", "deep/er/file"], "triton"),
         (["1_Pooling/config.json", "10"], "triton"),
+        (["config.pbtxt", "model.py", "0/x", "01/x"], "triton"),
         (["config.pbtxt", "1/model.onnx"], None),
         (["model.onnx", "20/model.onnx"], None),
         (["twice/config.pbtxt", "twice/1/model.py"], None),

@@ -96,6 +96,21 @@ def test_env_names_the_file_for_llama_cpp_and_asks_where_there_is_a_choice(groun
     assert "--model /model/org--two/m-Q8_0.gguf" in chosen
 
 
+def test_env_names_the_place_below_which_the_layout_of_triton_has_the_files(ground: Ground) -> None:
+    models = {
+        "moved": ("vllm", {**TEXT, "config.pbtxt": b""}, "moved/1", "config.json"),
+        "alone": ("llama.cpp", {"m.gguf": gguf()}, "alone/1/m.gguf", ""),
+        "versions": ("llama.cpp", {"1/m.gguf": gguf()}, "versions/1/m.gguf", ""),
+    }
+    for name, (engine, source, path, file) in models.items():
+        ground.hub.add(f"org/{name}", dict(source))
+        ground.node.pull(f"hf://org/{name}", name=name, layout="triton")
+        assert ground.node.ready(name).status == 200
+        ended = ground.node.cli("env", name, "--for", engine, "-o", "json")
+        assert json.loads(ended.stdout)["path"] == f"/model/{path}"
+        assert (ground.node.root / "models" / path / file).is_file()
+
+
 def test_env_warns_of_what_an_engine_would_refuse_and_of_a_layout_that_fits_none(ground: Ground) -> None:
     ground.hub.add("org/odd", {"x.safetensors": safetensors(100) + b"more"})
     ground.node.pull("hf://org/odd")

@@ -42,6 +42,13 @@ def test_a_lease_keeps_its_name_until_it_expires_also_after_a_restart(layout: La
         assert [each.count(now) for now in (0.0, 10.0, 15.0, 20.0)] == [3, 2, 1, 0]
 
 
+@pytest.mark.parametrize("time", ["NaN", "Infinity", "1e300"])
+def test_a_lease_that_expires_at_no_date_is_not_read(layout: Layout, time: str) -> None:
+    layout.lease("odd").write_text(f'{{"name": "m", "holder": "", "expires_at": {time}}}')
+    assert made(layout).of("m", 0.0) == []
+    assert not layout.lease("odd").exists()
+
+
 def test_only_a_lease_that_lasts_is_renewed_and_only_under_its_name(layout: Layout) -> None:
     leases = made(layout)
     lease = leases.take("m", "pod", until=10.0)

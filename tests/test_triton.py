@@ -72,6 +72,8 @@ def running(node: Nodes, hub: Hub, commit: str) -> Node:
         (["model.onnx"], "triton"),
         (["config.pbtxt", "model.py", "deep/er/file"], "triton"),
         (["1_Pooling/config.json", "10"], "triton"),
+        (["config.pbtxt", "model.py", "00/x", "01/x"], "triton"),
+        (["config.pbtxt", "0/model.py"], None),
         (["config.pbtxt", "1/model.onnx"], None),
         (["model.onnx", "20/model.onnx"], None),
         (["twice/config.pbtxt", "twice/1/model.py"], None),
@@ -188,6 +190,17 @@ def test_a_changed_option_of_a_configured_model_moves_its_view(node: Nodes, hub:
     assert_shown(running.root, commit)
 
 
+def test_an_address_of_one_layout_never_leads_to_another(
+    engine: Callable[..., Engine], hub: Hub, commit: str
+) -> None:
+    on = engine(hf_endpoint=hub.url)
+    plain = on.pull("hf://org/model", name="m")
+    on.store.withdraw("m")
+    moved = on.pull("hf://org/model", name="m", layout="triton")
+    assert plain.address == f"m@{commit}"
+    assert moved.address == f"m@{commit}-{moved.manifest[:8]}"
+
+
 def test_both_layouts_of_a_commit_share_its_blobs_and_its_hub_view(
     engine: Callable[..., Engine], hub: Hub, commit: str
 ) -> None:
@@ -253,6 +266,16 @@ def test_the_path_of_a_model_of_one_file_is_where_pods_find_it(
     ready = json.loads((root / "ready/m.json").read_text())
     assert ready["file"] == "models/m/1/m.gguf"
     assert (root / ready["file"]).read_bytes() == gguf()
+
+
+def test_the_longest_path_that_a_source_may_have_may_be_moved(
+    engine: Callable[..., Engine], hub: Hub, root: Path
+) -> None:
+    longest = "/".join(["a" * 200] * 5 + ["b" * 14 + ".gguf"])
+    hub.add("org/model", {longest: gguf()})
+    moved = engine(hf_endpoint=hub.url).pull("hf://org/model", name="m", layout="triton")
+    assert (len(longest), moved.file) == (1024, f"1/{longest}")
+    assert (root / "models/m/1" / longest).is_file()
 
 
 def test_clients_of_the_hub_endpoint_see_the_names_of_the_source(

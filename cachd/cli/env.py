@@ -13,6 +13,7 @@ from cachd import terminal
 from cachd.cli.arguments import SERVER, Name, Server, TokenFile
 from cachd.cli.ask import ask
 from cachd.errors import Forbidden, Invalid, Unauthorized
+from cachd.model.triton import layout_of, place_of
 from cachd.pod.recipe import EngineName, Recipe
 
 if TYPE_CHECKING:
@@ -74,16 +75,17 @@ async def _recipe(
 
     Raises NotFound or Unavailable for a model that is not ready, Invalid if no engine or file is clear.
     """
-    await client.ready(name, wait=0)
+    asked = (await client.ready(name, wait=0)).get("layout")
     found = await _preflight(client, name)
     chosen = engine or _engine_of(name, found)
     for warning in _warnings(chosen, found):
         terminal.warn(f"warning: {warning}", style="yellow")
     paths = [each["path"] for each in (await client.files(name))[0]]
+    file = _gguf(name, paths, file) if chosen is EngineName.llama_cpp else ""
     return Recipe(
         chosen,
         name,
-        _gguf(name, paths, file) if chosen is EngineName.llama_cpp else "",
+        place_of(file, layout_of(paths, asked)).rstrip("/"),
         is_mistral=_MISTRAL in paths and "config.json" not in paths,
         **places,
     )

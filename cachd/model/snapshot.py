@@ -17,7 +17,7 @@ from cachd.model.manifest import Manifest
 from cachd.model.name import check_name, check_path, check_patterns
 from cachd.model.ref import Ref
 from cachd.model.selection import LeftOut
-from cachd.model.triton import check_layout
+from cachd.model.triton import VERSION, check_layout
 from cachd.model.typed import Typed
 from cachd.model.weights import ALL, Weights, chosen
 
@@ -237,7 +237,7 @@ class Snapshot:
         if self.renamed_to is not None:
             check_hub_id(self.renamed_to)
         if self.file is not None:
-            check_path(self.file)
+            check_path(self.file.removeprefix(f"{VERSION}/"))  # a layout may make a longest path longer
         if not self.address:
             object.__setattr__(self, "address", self.addresses[0])
         elif self.address not in self.addresses:
@@ -248,11 +248,11 @@ class Snapshot:
         """The possible addresses of the snapshot, the best first.
 
         The best is `NAME@REVISION`. Digits of the manifest's id follow if patterns or weights select its
-        files, or if another snapshot has that address.
+        files, if it has a layout, or if another snapshot has that address.
         """
         bare = f"{self.name}@{self.revision}"
         longer = [f"{bare}-{self.manifest[:_ID_DIGITS]}", f"{bare}-{self.manifest}"]
-        return longer if self.spec.is_selective else [bare, *longer]
+        return longer if self.spec.is_selective or self.spec.layout else [bare, *longer]
 
     @property
     def name(self) -> str:

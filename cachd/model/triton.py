@@ -4,7 +4,7 @@
     1/<path>        every other file: version 1 of the model
 
 Triton wants this of each model in a model repository. A source that has versions or is a model repository
-stays as it is.
+stays as it is. Triton ignores a directory such as `01`, so it is no version; `0` is one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cachd.errors import Invalid
 TRITON = "triton"
 VERSION = "1"
 CONFIGURATION = "config.pbtxt"
-_ARRANGED = re.compile(rf"[0-9]+/.|[^/]+/{re.escape(CONFIGURATION)}$")
+_ARRANGED = re.compile(rf"(?:0|[1-9][0-9]*)/.|[^/]+/{re.escape(CONFIGURATION)}$")
 
 
 def check_layout(layout: object) -> str | None:

@@ -97,7 +97,8 @@ ENGINES: Mapping[EngineName, Engine] = {
 class Recipe:
     """How one engine loads one model.
 
-    `name`: of the model. `file`: the path in the model that the engine takes; empty: the model's directory.
+    `name`: of the model. `file`: the file or directory in the plain view of the model that the engine takes;
+    empty: the model's directory.
     `is_mistral`: the model has only the form of Mistral. `cache`, `link`: where the pod mounts the cache, and
     where `cachd hold` makes the link. `scratch`: where it has a directory to write to.
     """

@@ -124,6 +124,7 @@ class Leases:
                     str(document["holder"]),
                     float(document["expires_at"]),
                 )
+                catalog.iso(lease.expires_at)  # refuses what is no date
             except files.UNREADABLE as error:
                 catalog.check_passing(error, path)
                 log.warning("unreadable lease deleted", file=path.name, reason=repr(error))

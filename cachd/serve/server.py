@@ -150,11 +150,10 @@ class HubServer:
         self._end_all()
 
     def _accept(self, listening: socket.socket) -> None:
-        if self._connections.is_full:
-            if (idlest := self._connections.to_close()) is None:
-                self._pause()  # the client waits in the queue of the kernel
-                return
-            self._close(idlest)
+        idlest = None
+        if self._connections.is_full and (idlest := self._connections.to_close()) is None:
+            self._pause()  # the client waits in the queue of the kernel
+            return
         try:
             sock, _ = listening.accept()
         except BlockingIOError:
@@ -167,15 +166,19 @@ class HubServer:
         except OSError:
             sock.close()
             return
-        if self._may_connect(exchange.address, exchange.own):
-            self._connections.add(exchange)
-            self._poll.register(exchange.fileno(), select.POLLIN)
-        else:
+        if not self._may_connect(exchange.address, exchange.own):
             self._metrics.hub_refused_connections.inc()
             exchange.turn_away(_FORBIDDEN)
+            return
+        if idlest is not None:
+            self._close(idlest)
+        self._connections.add(exchange)
+        self._poll.register(exchange.fileno(), select.POLLIN)
 
     def _pause(self) -> None:
         """Accept no connection until a thread is free."""
+        if self._is_paused:  # by another listening socket
+            return
         for number in self._listening:
             self._poll.unregister(number)
         self._is_paused = True

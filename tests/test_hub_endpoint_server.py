@@ -1,0 +1,90 @@
+"""The server of the Hub endpoint alone: which connections it keeps, and what it answers to odd requests."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from contextlib import closing
+
+import pytest
+from structlog.testing import capture_logs
+
+from cachd.metrics import Metrics
+from cachd.serve.answer import Answer, document
+from cachd.serve.bounds import Waits
+from cachd.serve.exchange import Request
+from cachd.serve.server import HubServer, Size
+from tests.ground.node import PATIENCE_SECONDS
+from tests.ground.site import until
+from tests.test_hub_endpoint_callers import HEAD, OK, asked, served, value
+
+ONE = Size(threads=1, connections=1)
+
+
+def in_progress(metrics: Metrics) -> float:
+    return value(metrics, "cachd_hub_requests_in_progress")
+
+
+def test_clients_of_two_listening_sockets_wait_while_all_connections_are_busy() -> None:
+    """Both sockets have a new client in the same moment."""
+    ends, is_held, goes_on = threading.Event(), threading.Event(), threading.Event()
+    goes_on.set()
+
+    def clock() -> float:  # the thread that watches asks it, and so can be held
+        if not goes_on.is_set():
+            is_held.set()
+            goes_on.wait(PATIENCE_SECONDS)
+        return time.monotonic()
+
+    def answer(request: Request) -> Answer:
+        if request.target == "/late":
+            ends.wait(PATIENCE_SECONDS)
+        return document({})
+
+    metrics = Metrics()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as one,
+        socket.create_server(("127.0.0.1", 0)) as other,
+        closing(HubServer([one, other], answer, metrics, waits=Waits(2), size=ONE, clock=clock)) as server,
+    ):
+        server.start()
+        with socket.create_connection(one.getsockname(), PATIENCE_SECONDS) as busy:
+            busy.sendall(OK.replace(b"/ok", b"/late"))
+            until(lambda: in_progress(metrics) == 1)
+            goes_on.clear()
+            assert is_held.wait(PATIENCE_SECONDS)
+            new = [socket.create_connection(each.getsockname(), PATIENCE_SECONDS) for each in (one, other)]
+            goes_on.set()
+            ends.set()
+            assert busy.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+        for each in new:
+            each.close()
+        for each in (one, other):
+            assert asked(each.getsockname(), OK).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_client_that_may_not_ask_takes_no_place_of_another() -> None:
+    metrics = Metrics()
+    with (
+        served(
+            lambda _: document({}), metrics, size=ONE, may_connect=lambda client, _: client != "127.0.0.2"
+        ) as at,
+        socket.create_connection(at, PATIENCE_SECONDS) as client,
+    ):
+        client.sendall(HEAD)
+        assert client.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+        until(lambda: in_progress(metrics) == 0)
+        with socket.create_connection(at, PATIENCE_SECONDS, source_address=("127.0.0.2", 0)) as stranger:
+            assert stranger.recv(1 << 16).startswith(b"HTTP/1.1 403 ")
+        client.sendall(HEAD)
+        assert client.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("line", [b"Content-Length: 9999999", b"Transfer-Encoding: chunked"])
+def test_a_refused_head_has_no_body_and_logs_no_error(line: bytes) -> None:
+    with capture_logs() as logs, served(lambda _: document({})) as at:
+        got = asked(at, HEAD.replace(b"\r\n\r\n", b"\r\n" + line + b"\r\n\r\n"))
+    assert got.startswith(b"HTTP/1.1 41")
+    assert got.endswith(b"\r\n\r\n")
+    assert not [each for each in logs if each["log_level"] == "error"]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import pytest
 from structlog.testing import capture_logs
@@ -24,6 +25,10 @@ ONE = Size(threads=1, connections=1)
 
 def in_progress(metrics: Metrics) -> float:
     return value(metrics, "cachd_hub_requests_in_progress")
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
 
 
 def test_clients_of_two_listening_sockets_wait_while_all_connections_are_busy() -> None:
@@ -88,3 +93,30 @@ def test_a_refused_head_has_no_body_and_logs_no_error(line: bytes) -> None:
     assert got.startswith(b"HTTP/1.1 41")
     assert got.endswith(b"\r\n\r\n")
     assert not [each for each in logs if each["log_level"] == "error"]
+
+
+def test_a_stop_closes_the_connections_that_no_thread_came_to() -> None:
+    metrics, ends = Metrics(), threading.Event()
+
+    def answer(request: Request) -> Answer:
+        ends.wait(PATIENCE_SECONDS)
+        return document({})
+
+    with socket.create_server(("127.0.0.1", 0)) as sock, ExitStack() as stack:
+        server = HubServer([sock], answer, metrics, waits=Waits(2), size=Size(threads=1))
+        before = descriptors()
+        server.start()
+        stopping = threading.Thread(target=server.close)
+        for number in range(5):  # each client may have one request under way
+            client = socket.create_connection(
+                sock.getsockname(), PATIENCE_SECONDS, source_address=(f"127.0.0.{number + 1}", 0)
+            )
+            stack.enter_context(client).sendall(OK)
+        until(lambda: in_progress(metrics) == 5)
+        stopping.start()
+        assert client.recv(1 << 16) == b""
+        ends.set()
+        stopping.join(PATIENCE_SECONDS)
+        assert not stopping.is_alive()
+        stack.close()
+        assert descriptors() == before - 2  # without the two ends of the server's own wake

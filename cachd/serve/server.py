@@ -118,6 +118,8 @@ class HubServer:
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join()
+        for exchange in self._connections.with_thread():  # also those that no thread came to
+            exchange.close()
         self._wake.close()
         self._woken.close()
 
@@ -247,13 +249,8 @@ class HubServer:
             except Exception:
                 log.exception("a connection of the Hub endpoint failed in a way it should not")
             finally:
-                if self._stopping.is_set():
-                    exchange.close()
-                else:
-                    self._answered.append((exchange, then))
-                    self._tell()
-        if exchange is not None:
-            exchange.close()
+                self._answered.append((exchange, then))
+                self._tell()
 
     def _serve(self, exchange: Exchange) -> _Then:
         """Answer the next request, if it has arrived. Raises Left."""

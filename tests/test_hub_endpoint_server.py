@@ -120,3 +120,27 @@ def test_a_stop_closes_the_connections_that_no_thread_came_to() -> None:
         assert not stopping.is_alive()
         stack.close()
         assert descriptors() == before - 2  # without the two ends of the server's own wake
+
+
+def test_a_client_with_many_long_requests_does_not_delay_others_by_all_of_them() -> None:
+    metrics, goes_on, ended = Metrics(), threading.Semaphore(0), []
+
+    def answer(request: Request) -> Answer:
+        if request.peer == "127.0.0.1":
+            goes_on.acquire(timeout=PATIENCE_SECONDS)
+        ended.append(request.peer)
+        return document({})
+
+    with served(answer, metrics, size=Size(threads=32)) as at, ExitStack() as stack:
+        many = [stack.enter_context(socket.create_connection(at, PATIENCE_SECONDS)) for _ in range(20)]
+        for sock in many:
+            sock.sendall(HEAD)
+        until(lambda: in_progress(metrics) == 20)
+        other = socket.create_connection(at, PATIENCE_SECONDS, source_address=("127.0.0.2", 0))
+        stack.enter_context(other).sendall(HEAD)
+        until(lambda: in_progress(metrics) == 21)
+        for number in range(20):
+            goes_on.release()
+            until(lambda number=number: ended.count("127.0.0.1") > number)
+        until(lambda: len(ended) == 21)
+        assert ended.index("127.0.0.2") < 18

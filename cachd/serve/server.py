@@ -242,7 +242,7 @@ class HubServer:
         while (exchange := self._queue.get()) is not None and not self._stopping.is_set():
             then = _Then.closed
             try:
-                with self._waits.slots.one():
+                with self._waits.slots.one(exchange.peer):
                     then = self._serve(exchange)
             except OSError as error:
                 log.debug("a client of the Hub endpoint left", reason=str(error))

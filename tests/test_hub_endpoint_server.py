@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 import time
 from contextlib import ExitStack, closing
@@ -12,7 +13,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from cachd.metrics import Metrics
-from cachd.serve.answer import Answer, document
+from cachd.model import Digest, File, Manifest
+from cachd.serve import listings
+from cachd.serve.answer import Answer, document, listing
 from cachd.serve.bounds import Waits
 from cachd.serve.exchange import Request
 from cachd.serve.server import HubServer, Size
@@ -144,3 +147,20 @@ def test_a_client_with_many_long_requests_does_not_delay_others_by_all_of_them()
             until(lambda number=number: ended.count("127.0.0.1") > number)
         until(lambda: len(ended) == 21)
         assert ended.index("127.0.0.2") < 18
+
+
+def test_a_client_that_does_not_read_a_listing_does_not_slow_the_pulls() -> None:
+    """The short switch interval of Python slows pulls of many small files."""
+    usual, metrics = sys.getswitchinterval(), Metrics()
+    paths, digest = (f"{number:05}" + "x" * 200 for number in range(40_000)), Digest("git-sha1", "0" * 40)
+    manifest = Manifest("hf://org/model", "1" * 40, tuple(File(path, 1, path, digest) for path in paths))
+    with (
+        served(lambda _: listing(listings.info("org/model", manifest, blobs=True)), metrics) as at,
+        socket.socket() as client,
+    ):
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(at)
+        client.sendall(OK)
+        assert client.recv(100).startswith(b"HTTP/1.1 200 ")
+        until(lambda: sys.getswitchinterval() == usual)
+        assert in_progress(metrics) == 1

@@ -139,6 +139,16 @@ def test_a_range_behind_the_end_is_refused_and_an_unknown_one_is_ignored(node: N
     assert get(node, "/org/model/resolve/main/config.json", Range="lines=1-2").status == 200
 
 
+def test_who_resumes_another_file_gets_the_complete_one(node: Node, commit: str) -> None:
+    path, complete = "/org/model/resolve/main/model.safetensors", FILES["model.safetensors"]
+    etag = get(node, path, "HEAD").headers["etag"]
+    same = get(node, path, Range="bytes=100-", If_Range=etag)
+    assert (same.status, same.body) == (206, complete[100:])
+    for other in (f"W/{etag}", '"of-the-file-before"', "Tue, 01 Dec 2026 00:00:00 GMT"):
+        got = get(node, path, Range="bytes=100-", If_Range=other)
+        assert (got.status, got.body) == (200, complete)
+
+
 def test_what_does_not_exist_is_answered_as_the_hub_does(hub: Hub, node: Node, commit: str) -> None:
     absent = get(node, "/org/model/resolve/main/absent.json", "HEAD")
     assert (absent.status, absent.headers["x-error-code"]) == (404, "EntryNotFound")
@@ -215,3 +225,17 @@ def test_a_file_that_a_selection_left_out_is_pulled_alone(hub: Hub, node: Node) 
     gone = get(node, f"/org/model/resolve/{commit}/nowhere.xyz")
     assert (gone.status, gone.headers["x-error-code"]) == (404, "EntryNotFound")
     assert hub.cdn.bytes_sent(hub.cdn_path("org/model", "sub/a b+c.bin")) == 0
+
+
+def test_many_requests_for_one_file_that_is_pulled_alone_count_as_one_pull(hub: Hub, node: Node) -> None:
+    hub.add("org/model", {**FILES, "other.bin": noise(9 << 20, 5)})
+    hub.add("org/second", FILES)
+    node.pull("hf://org/model", exclude=["other.bin"])
+    assert node.ready("org--model").status == 200
+    hold = hub.cdn.hold(hub.cdn_path("org/model", "other.bin"), after=0)
+    try:
+        asked = [get(node, "/org/model/resolve/main/other.bin", "HEAD").status for _ in range(130)]
+        assert set(asked) == {307}
+        assert get(node, "/api/models/org/second").status == 200
+    finally:
+        hold.release()

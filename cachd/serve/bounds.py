@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -64,37 +64,64 @@ class Slots:
     """At most two threads run code of this package at a time. The others wait for a slot.
 
     The API's event loop waits for the interpreter behind each thread that runs, and a probe needs it several
-    times. So probes would be late while many clients ask.
+    times. So probes would be late while many clients ask. Peers get free slots in turn, so that one with many
+    long requests does not delay the others by all of them.
     """
 
     def __init__(self) -> None:
-        self._free = threading.Semaphore(_SLOTS)
+        self._lock = threading.Lock()
+        self._free = _SLOTS
+        self._waiting: dict[
+            str, deque[threading.Event]
+        ] = {}  # by peer; the one whose turn is next comes first
         self._thread = threading.local()
 
     @contextmanager
-    def one(self) -> Iterator[None]:
+    def one(self, peer: str) -> Iterator[None]:
         """Have a slot during the block."""
-        self._free.acquire()
-        self._thread.has_slot = True
+        self._take(peer)
+        self._thread.peer = peer
         try:
             yield
         finally:
-            self._thread.has_slot = False
-            self._free.release()
+            self._thread.peer = None
+            self._give()
 
     @contextmanager
     def without_slot(self) -> Iterator[None]:
         """Give the slot of this thread, if it has one, to another during the block, which only waits."""
-        if not getattr(self._thread, "has_slot", False):
+        peer: str | None = getattr(self._thread, "peer", None)
+        if peer is None:
             yield
             return
-        self._thread.has_slot = False
-        self._free.release()
+        self._thread.peer = None
+        self._give()
         try:
             yield
         finally:
-            self._free.acquire()
-            self._thread.has_slot = True
+            self._take(peer)
+            self._thread.peer = peer
+
+    def _take(self, peer: str) -> None:
+        with self._lock:
+            if self._free:
+                self._free -= 1
+                return
+            is_given = threading.Event()
+            self._waiting.setdefault(peer, deque()).append(is_given)
+        is_given.wait()
+
+    def _give(self) -> None:
+        """Give a slot to the next thread of the next peer."""
+        with self._lock:
+            peer = next(iter(self._waiting), None)
+            if peer is None:
+                self._free += 1
+                return
+            threads = self._waiting.pop(peer)
+            threads.popleft().set()
+            if threads:
+                self._waiting[peer] = threads  # behind the other peers
 
 
 class Waits(Places):

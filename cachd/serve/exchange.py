@@ -218,7 +218,7 @@ class Exchange:
         """Answer what is no request. Returns whether to wait for the client to read it. Raises Left."""
         if self._http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             return False
-        self._head, self._is_refused = None, True
+        self._is_refused = True
         self.answer(Answer(answer.status, {**answer.headers, "Connection": "close"}, answer.body))
         with suppress(OSError):
             self._sock.shutdown(socket.SHUT_WR)

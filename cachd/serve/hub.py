@@ -196,7 +196,7 @@ def _number(text: str | None, default: int) -> int:
 
 
 def _headers(found: Revision, file: File) -> dict[str, str]:
-    etag = f'"{listings.etag_of(file)}"'
+    etag = _etag(file)
     return {
         "X-Repo-Commit": found.commit,
         "ETag": etag,
@@ -205,6 +205,10 @@ def _headers(found: Revision, file: File) -> dict[str, str]:
         "Accept-Ranges": "bytes",
         "Content-Type": "application/octet-stream",
     }
+
+
+def _etag(file: File) -> str:
+    return f'"{listings.etag_of(file)}"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +227,12 @@ class _Range:
 
 
 def _range_of(request: Request, file: File) -> _Range | None:
-    """The range that was asked for; None without one. One of another form is ignored (RFC 9110, 14.2)."""
+    """The range that was asked for; None without one. One of another form is ignored (RFC 9110, 14.2).
+
+    A client with bytes of another file sends the ETag of that one, and gets the complete file (13.1.5).
+    """
+    if request.headers.get("if-range", _etag(file)) != _etag(file):
+        return None
     found = _RANGE.fullmatch(request.headers.get("range", "").strip())
     if not found:
         return None

@@ -42,9 +42,13 @@ class Listing:
 
     def send(self, sink: Sink) -> None:
         """See `Body`."""
-        with threads.in_brief_turns():
-            for piece in self._pieces():
-                sink.send(piece)
+        pieces = self._pieces()
+        while True:
+            with threads.in_brief_turns():  # not while it waits for the client
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            sink.send(piece)
 
     def _pieces(self) -> Iterator[bytes]:
         yield self._before + b"["

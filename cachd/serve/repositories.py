@@ -196,7 +196,10 @@ class Repositories:
     def _started(self, spec: ModelSpec, peer: str) -> Pull:
         """Start or join the pull of a spec. Its failure stays the answer for a while."""
         spec = self._under_free_name(spec)
-        if (before := self._pulls.get(spec.name)) and before.spec == spec and before.error is not None:
+        before = self._pulls.get(spec.name)
+        if before is not None and before.spec == spec and not before.done.done():
+            return before  # it is counted already, or nobody's
+        if before is not None and before.spec == spec and before.error is not None:
             is_final = outcome_of(before.error).is_final
             until = (before.ended_at or 0.0) + (_FINAL_SECONDS if is_final else _BRIEF_SECONDS)
             if self._now() < until:

@@ -118,6 +118,8 @@ class HubServer:
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join()
+        for exchange in self._connections.with_thread():  # also those that no thread came to
+            exchange.close()
         self._wake.close()
         self._woken.close()
 
@@ -150,11 +152,10 @@ class HubServer:
         self._end_all()
 
     def _accept(self, listening: socket.socket) -> None:
-        if self._connections.is_full:
-            if (idlest := self._connections.to_close()) is None:
-                self._pause()  # the client waits in the queue of the kernel
-                return
-            self._close(idlest)
+        idlest = None
+        if self._connections.is_full and (idlest := self._connections.to_close()) is None:
+            self._pause()  # the client waits in the queue of the kernel
+            return
         try:
             sock, _ = listening.accept()
         except BlockingIOError:
@@ -167,15 +168,19 @@ class HubServer:
         except OSError:
             sock.close()
             return
-        if self._may_connect(exchange.address, exchange.own):
-            self._connections.add(exchange)
-            self._poll.register(exchange.fileno(), select.POLLIN)
-        else:
+        if not self._may_connect(exchange.address, exchange.own):
             self._metrics.hub_refused_connections.inc()
             exchange.turn_away(_FORBIDDEN)
+            return
+        if idlest is not None:
+            self._close(idlest)
+        self._connections.add(exchange)
+        self._poll.register(exchange.fileno(), select.POLLIN)
 
     def _pause(self) -> None:
         """Accept no connection until a thread is free."""
+        if self._is_paused:  # by another listening socket
+            return
         for number in self._listening:
             self._poll.unregister(number)
         self._is_paused = True
@@ -237,20 +242,15 @@ class HubServer:
         while (exchange := self._queue.get()) is not None and not self._stopping.is_set():
             then = _Then.closed
             try:
-                with self._waits.slots.one():
+                with self._waits.slots.one(exchange.peer):
                     then = self._serve(exchange)
             except OSError as error:
                 log.debug("a client of the Hub endpoint left", reason=str(error))
             except Exception:
                 log.exception("a connection of the Hub endpoint failed in a way it should not")
             finally:
-                if self._stopping.is_set():
-                    exchange.close()
-                else:
-                    self._answered.append((exchange, then))
-                    self._tell()
-        if exchange is not None:
-            exchange.close()
+                self._answered.append((exchange, then))
+                self._tell()
 
     def _serve(self, exchange: Exchange) -> _Then:
         """Answer the next request, if it has arrived. Raises Left."""

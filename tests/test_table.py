@@ -18,6 +18,7 @@ import yaml
 from cachd.config import RELOADED_KEYS, Config, load, read
 from cachd.effective import effective
 from cachd.errors import Forbidden, Invalid
+from cachd.policy.prefixes import Prefix
 from cachd.sources.entries import COLUMNS, Entry
 from cachd.sources.table import Table
 from tests.conftest import Engine
@@ -470,3 +471,8 @@ def test_sighup_takes_the_file_over_though_it_did_not_change(node: Nodes) -> Non
     assert times_read() == 1
     os.kill(running.pid, signal.SIGHUP)
     until(lambda: times_read() == 2)
+
+
+def test_an_entry_takes_a_prefix_that_was_read_already() -> None:
+    prefix = Prefix.parse("hf://org/")
+    assert Entry(prefix=prefix).prefix == Entry.model_validate({"prefix": "hf://org/"}).prefix == prefix

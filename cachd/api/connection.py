@@ -177,13 +177,24 @@ class Connection(HttpToolsProtocol):
             return
         if self.stage is Stage.REFUSED and now - self.since > self._bounds.refused_seconds:
             self.end()
-        elif self.stage is Stage.HEAD and now - self.since > self._bounds.head_seconds:
+        elif self._awaits_head and now - self.since > self._bounds.head_seconds:
             self._late("head", self._bounds.head_seconds)
         elif self.stage is Stage.BODY and now - self.since > self._bounds.body_seconds:
             self._late("body", self._bounds.body_seconds)
 
+    @property
+    def _awaits_head(self) -> bool:
+        """Whether it waits for a head, and its client for nothing: the answer before may still be sent."""
+        is_idle = self._unread_since is None or self._has_begun
+        return self.stage is Stage.HEAD and is_idle
+
+    @property
+    def _has_begun(self) -> bool:
+        """Whether a part of the head has arrived."""
+        return bool(self._received or self._is_head_begun)
+
     def _late(self, what: str, seconds: float) -> None:
-        if self.stage is Stage.HEAD and not (self._received or self._is_head_begun):
+        if self.stage is Stage.HEAD and not self._has_begun:
             self.end()  # no request is in progress, so none is answered
         else:
             self._refuse(

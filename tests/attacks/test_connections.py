@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -249,6 +249,15 @@ def test_a_client_that_does_not_read_is_disconnected() -> None:
             assert not threading.Event().wait(0.01)
         assert app.ended
         assert len(end_of(sock)) < 50_000_000, "the rest was dropped with the connection"
+
+
+def test_a_client_that_reads_a_long_answer_slowly_gets_all_of_it() -> None:
+    bounds = replace(SOON, unread_seconds=PATIENCE_SECONDS)
+    with served(Connections(bounds=bounds)) as (app, address), dialled(address) as sock:
+        sock.sendall(b"GET /50000000 HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert len(sock.recv(1)) == 1
+        assert not app.release.wait(4 * SOON.head_seconds), "a wait, so that deadlines would have passed"
+        assert len(end_of(sock).partition(b"\r\n\r\n")[2]) == 50_000_000, "then it is idle, and closed"
 
 
 def test_a_request_that_waits_for_its_answer_has_no_deadline_here() -> None:

@@ -36,6 +36,7 @@ def test_every_test_of_an_attack_is_in_the_index() -> None:
         for test in named_in(file)
     } - named
     assert unnamed == {
+        "tests/attacks/test_connections.py::test_a_client_that_reads_a_long_answer_slowly_gets_all_of_it",
         "tests/attacks/test_connections.py::test_a_few_requests_sent_ahead_are_answered_in_order",
         "tests/attacks/test_connections.py::test_garbage_is_answered_with_a_problem_document",
         "tests/attacks/test_leases.py::test_a_lease_to_read_keeps_nobody_waiting",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 
 import pytest
@@ -22,6 +24,7 @@ from cachd.transfer.downloads import Downloads
 from cachd.transfer.engine import Engine
 from cachd.transfer.streams import StreamQuota, Streams
 from tests.ground.models import noise
+from tests.ground.site import until
 from tests.ground.stored import MIB, commit, sha256
 from tests.shelf import ShelfBody, ShelfSource
 
@@ -315,6 +318,47 @@ def test_after_an_interrupt_no_download_begins(ground: Ground) -> None:
     stopped(ground, lambda _: ground.downloads.interrupt())
     with pytest.raises(Cancelled, match="cancelled before it began"):
         ground.join(file_of(SMALL), Source(SMALL))
+
+
+class Deaf(Source):
+    """Sends the first MiB of each request, and then nothing until `goes_on`, even if it is cancelled."""
+
+    def __init__(self, *contents: bytes | CachdError) -> None:
+        super().__init__(*contents)
+        self.goes_on = threading.Event()
+
+    def open(self, file: File, extent: Extent, cancel_token: CancelToken) -> ShelfBody:
+        body = Waits(LARGE[extent.start : extent.start + MIB])
+        body.goes_on = self.goes_on
+        return body
+
+
+class Waits(ShelfBody):
+    goes_on: threading.Event
+
+    def readinto(self, view: object) -> int:
+        count = super().readinto(view)  # type: ignore[arg-type]
+        if not count:
+            self.goes_on.wait(PATIENCE_SECONDS)
+        return count
+
+
+def test_a_pull_that_comes_while_a_cancelled_download_ends_waits_for_it_and_begins_its_own(
+    ground: Ground,
+) -> None:
+    deaf = Deaf(LARGE)
+    first = ground.join(file_of(LARGE), deaf)
+    while not first.download.tally.fetched:
+        first.outcomes.wait(0.01)
+    with ThreadPoolExecutor(2) as threads:
+        leaving = threads.submit(ground.downloads.leave, [first])
+        until(lambda: first.download.tally.is_over)
+        fetching = threads.submit(ground.fetch, LARGE, Source(LARGE))
+        until(lambda: ground.downloads._waiting)
+        deaf.goes_on.set()
+        leaving.result(PATIENCE_SECONDS)
+        fetching.result(PATIENCE_SECONDS)
+    assert ground.here(LARGE)
 
 
 def test_an_origin_serves_while_it_answers(ground: Ground) -> None:

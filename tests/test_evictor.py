@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
 
 from cachd.errors import InUse, NoSpace, NotFound
+from cachd.transfer.evictor import Evictor
 from tests.ground.models import noise
 from tests.ground.origin import Origin
 from tests.ground.small import MIB, PATIENCE_SECONDS, Disks, Engines, Small, on_disk
@@ -119,3 +121,17 @@ def test_evictions_while_the_same_blobs_are_published_leave_every_ready_model_wh
     for snapshot in store.names.all():
         tree = small.engine.store.layout.model(snapshot.name)
         assert {path.name: path.read_bytes() for path in tree.iterdir()} == files
+
+
+def test_what_is_gone_or_in_use_by_now_is_skipped_and_counts_as_no_eviction(small: Small) -> None:
+    for name, age in (("a", 5000), ("b", 4000), ("c", 3000)):
+        small.pull(name)
+        small.age(name, age)
+    store = small.engine.store
+    plan = small.engine.reclaim.plan(40 * MIB)
+    assert [choice.candidate.names for choice in plan.choices] == [("a",), ("b",), ("c",)]
+    small.engine.pulls.delete("a")
+    store.pins.add("b")
+    store.leases.take("c", "a pod", until=time.time() + 3600)
+    assert Evictor(store, small.engine.metrics).evict(plan.choices, "pull") == []
+    assert small.names == ["b", "c"]

@@ -29,6 +29,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.inotify_add_watch.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32)
 _HEAD = struct.Struct("iIII")  # watch, mask, cookie, length of the name field with its padding
 _MAX_WATCHES = Path("/proc/sys/fs/inotify/max_user_watches")
+_LOWEST_DEFAULT_WATCHES = 8192  # of the kernel
 
 
 class Event(NamedTuple):
@@ -78,7 +79,7 @@ def most_watches() -> int:
     try:
         return int(_MAX_WATCHES.read_text())
     except (OSError, ValueError):
-        return 8192  # the lowest default of the kernel
+        return _LOWEST_DEFAULT_WATCHES
 
 
 def _events(queued: bytes) -> Iterator[Event]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 
 import pytest
@@ -350,14 +349,16 @@ def test_a_pull_that_comes_while_a_cancelled_download_ends_waits_for_it_and_begi
     first = ground.join(file_of(LARGE), deaf)
     while not first.download.tally.fetched:
         first.outcomes.wait(0.01)
-    with ThreadPoolExecutor(2) as threads:
-        leaving = threads.submit(ground.downloads.leave, [first])
-        until(lambda: first.download.tally.is_over)
-        fetching = threads.submit(ground.fetch, LARGE, Source(LARGE))
-        until(lambda: ground.downloads._waiting)
-        deaf.goes_on.set()
-        leaving.result(PATIENCE_SECONDS)
-        fetching.result(PATIENCE_SECONDS)
+    leaving = threading.Thread(target=ground.downloads.leave, args=([first],), daemon=True)
+    fetching = threading.Thread(target=ground.fetch, args=(LARGE, Source(LARGE)), daemon=True)
+    leaving.start()
+    until(lambda: first.download.tally.is_over)
+    fetching.start()
+    until(lambda: ground.downloads._waiting)
+    deaf.goes_on.set()
+    for thread in (leaving, fetching):
+        thread.join(PATIENCE_SECONDS)
+        assert not thread.is_alive()
     assert ground.here(LARGE)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from huggingface_hub import hf_hub_download
+from huggingface_hub import get_session, hf_hub_download
 
 from cachd.errors import CachdError, Forbidden, NotFound, Unavailable
 from cachd.model import Extent, Ref
@@ -308,3 +308,17 @@ def test_a_mirror_that_redirects_to_a_hub_that_wants_a_token_says_so(gated: Hub,
         assert "hf_endpoint" in error.hint
         assert gated.requests
         assert all("authorization" not in seen.headers for seen in gated.requests)
+
+
+def test_another_source_does_not_close_the_session_in_which_a_thread_asks(
+    hub: Hub, root: Path, engine: Callable[..., Engine]
+) -> None:
+    """The Hub endpoint has a source of its own for each token that it checks."""
+    hub.add("org/one", {"config.json": b"{}"})
+    engine(hf_endpoint=hub.url).pull("hf://org/one")
+    session = get_session()
+    other = root.with_name("other")
+    other.mkdir(mode=0o755)
+    engine(hf_endpoint=hub.url, root=other).pull("hf://org/one")
+    assert get_session() is session
+    assert not session.is_closed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -33,6 +34,12 @@ _MAX_SHOWN = 5
 _ACCOUNT_BYTES = 1 << 20
 
 
+@functools.cache
+def _ask_over_our_client() -> None:
+    """Let the Hub's client ask over ours. Once: it closes the session in which other threads ask."""
+    set_client_factory(lambda: httpx2.Client(transport=_HttpTransport(), trust_env=False))
+
+
 class HubSource:
     """The repositories of one Hub. A revision is resolved to a commit; files are requested at that commit.
 
@@ -53,7 +60,7 @@ class HubSource:
     ) -> None:
         self._http, self._endpoint, self._token = http, endpoint.rstrip("/"), token
         self._check, self._is_main = check, is_main
-        set_client_factory(lambda: httpx2.Client(transport=_HttpTransport(), trust_env=False))
+        _ask_over_our_client()
 
     def resolve(self, ref: Ref, cancel_token: CancelToken) -> Manifest:
         """See `Source.resolve`. One request gives the commit and its files, unless a mirror answers less."""

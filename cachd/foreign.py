@@ -13,7 +13,8 @@ from typing import Any, BinaryIO
 
 from cachd.errors import Invalid
 
-_PIECE_BYTES = 64 << 10
+_PIECE_BYTES = 4 << 10  # the parser keeps the interpreter for a piece: of `[[[[`, a millisecond
+_READ_BYTES = 1 << 20
 _LONGEST_VALUE_BYTES = 1 << 20
 _MAX_TAGS = 100_000  # tags and attributes of an XML document; one page of an S3 listing has some 20,000
 _OPENS, _CLOSES = ("start_map", "start_array"), ("end_map", "end_array")
@@ -56,21 +57,30 @@ def check_json(content: bytes, shown: str, limit: Limit = SMALL) -> None:
     """Check a JSON document and keep nothing of it. Raises as `load_json` does."""
     if len(content) > limit.size_bytes:
         raise too_large(shown, limit.size_bytes, len(content))
-    view = memoryview(content)
-    pieces = (bytes(view[at : at + _PIECE_BYTES]) for at in range(0, len(view), _PIECE_BYTES))
-    for _ in walk_json(pieces, shown, limit):
+    for _ in walk_json([content], shown, limit):
         pass
 
 
 def pieces_of(opened: BinaryIO, length: int) -> Iterator[bytes]:
-    """Yields the next `length` bytes of a file in small pieces; fewer if the file ends before."""
-    while length and (piece := opened.read(min(length, _PIECE_BYTES))):
-        length -= len(piece)
-        yield piece
+    """Yields the next `length` bytes of a file a MiB at a time; what there is if the file ends before.
+
+    Each read releases the interpreter for a moment, and a thread that waits for it begins its wait anew when
+    it loses the race for it. With a read for each 64 KiB it lost again and again: probes waited for a second.
+    """
+    while length and (content := opened.read(min(length, _READ_BYTES))):
+        length -= len(content)
+        yield content
+
+
+def _short(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    for content in pieces:
+        view = memoryview(content)
+        for at in range(0, len(view), _PIECE_BYTES):
+            yield bytes(view[at : at + _PIECE_BYTES])
 
 
 def walk_json(pieces: Iterable[bytes], shown: str, limit: Limit = SMALL) -> Iterator[list[Event]]:
-    """Yields the ijson events of a JSON document in small batches. Memory use stays at a few pieces.
+    """Yields the ijson events of a JSON document in small batches. `pieces` are its bytes, of any length.
 
     Raises as `load_json` does, but ignores `limit.size_bytes`: the caller bounds the number of pieces.
     """
@@ -80,7 +90,7 @@ def walk_json(pieces: Iterable[bytes], shown: str, limit: Limit = SMALL) -> Iter
     walker = ijson.basic_parse_coro(events)
     tokens = depth = unfinished = 0
     try:
-        for piece in pieces:
+        for piece in _short(pieces):
             walker.send(piece)
             unfinished = 0 if events else unfinished + len(piece)
             if unfinished > _LONGEST_VALUE_BYTES:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import replace
 from typing import BinaryIO
 
 from cachd.errors import Invalid, Leased
+from cachd.foreign import pieces_of
 from cachd.model import File, Manifest, ModelSpec, matches
 from cachd.model.finding import Finding
 from cachd.model.snapshot import SAFE
@@ -74,8 +75,8 @@ def check_shards(
     selected, there = {f.path for f in manifest.files}, {f.path for f in source.files}
     warnings = []
     for index in (f for f in manifest.files if shards.is_index(f.path)):
-        with closing(content.pieces(index)) as pieces:
-            named = shards.named(index.path, pieces, there)
+        with content.opened(index) as opened:
+            named = shards.named(index.path, pieces_of(opened, index.size), there)
         wanted = [path for path in named.absent if _is_wanted(path, spec)]
         if not wanted:
             continue

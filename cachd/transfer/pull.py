@@ -17,6 +17,7 @@ from dataclasses import replace
 import structlog
 
 from cachd.errors import CachdError, Cancelled, Changed, DiskFailed, Unavailable
+from cachd.kernel import threads
 from cachd.model import File, Manifest, Snapshot
 from cachd.store.space import Reservation
 from cachd.store.store import Store
@@ -103,9 +104,10 @@ def _make_ready(resolved: Manifest, attempt: Attempt) -> Snapshot:
     with attempt.context.reclaim.reserve(manifest, spec.name) as reservation:
         _fetch_needed(manifest, attempt, reservation)
         if not is_repair:
-            warnings = check_shards(manifest, resolved, spec, store.content)
-            check_weights(manifest, store.content)
-            findings = check_preflight(manifest, store.content, attempt.context.preflight)
+            with threads.in_brief_turns():  # an index or a header may take seconds to read
+                warnings = check_shards(manifest, resolved, spec, store.content)
+                check_weights(manifest, store.content)
+                findings = check_preflight(manifest, store.content, attempt.context.preflight)
             manifest = replace(manifest, warnings=warnings, findings=findings)
         check_contents(manifest, attempt.context.table(), store.content, attempt.progress.cancel_token)
         with staged_copies(manifest, attempt, reservation):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,6 @@ from cachd.store.layout import Layout
 from cachd.store.proven import Proven
 from cachd.store.reads import Reads
 
-_PIECE_BYTES = 64 << 10
 _READ_BYTES = 1 << 20
 
 
@@ -81,12 +80,6 @@ class Blobs:
         path = self.path(file.blob)
         with durable.disk_errors(path), open(durable.open_file(path, os.O_RDONLY), "rb") as opened:
             yield opened
-
-    def pieces(self, file: File) -> Generator[bytes, None, None]:
-        """Yield the content of a file's blob in 64 KiB pieces. Raises as `opened`."""
-        with self.opened(file) as opened:
-            while piece := opened.read(_PIECE_BYTES):
-                yield piece
 
     def agrees(self, file: File, extent: Extent, view: memoryview) -> bool:
         """Whether the file's blob has exactly the bytes of `view` at `extent`; False when the blob is gone.

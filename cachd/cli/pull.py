@@ -122,8 +122,7 @@ def pull(  # over 40 lines: one for each option
     include, exclude = [*(include or []), *(files or [])], exclude or []
     asked: dict[str, object] = {"ref": ref, "name": name, "include": include, "exclude": exclude}
     asked |= {"weights": weights, "hub_id": hub_id, "pin": pin, "priority": priority}
-    asked |= {"refresh": refresh, "replace": replace, "formats": formats, "copy": copy}
-    asked |= {"layout": layout}
+    asked |= {"refresh": refresh, "replace": replace, "formats": formats, "copy": copy, "layout": layout}
     is_new = False
     if direct:
         from cachd import config

@@ -71,9 +71,7 @@ class Slots:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._free = _SLOTS
-        self._waiting: dict[
-            str, deque[threading.Event]
-        ] = {}  # by peer; the one whose turn is next comes first
+        self._waiting: dict[str, deque[threading.Event]] = {}  # by peer; the next peer comes first
         self._thread = threading.local()
 
     @contextmanager

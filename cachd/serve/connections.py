@@ -1,10 +1,10 @@
-"""Counts the connections of the Hub endpoint, by what they do, and chooses which one gives way.
+"""Holds the open connections of the Hub endpoint, and chooses which one is closed for a new one.
 
-    idle       between two requests, or the rest of a request has not arrived
-    waiting    the client has sent something, and its peer has enough threads
-    busy       has a thread
+    idle       no complete request has arrived
+    waiting    a request has arrived, but its peer has as many threads as it may have
+    busy       a thread reads the request or writes the answer
 
-The thread that watches the connections moves them between these.
+The thread that watches the sockets moves a connection from one state to the next.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Reads requests from one connection of the Hub endpoint and writes the answers, within bounds.
 
-    head     at most 32 KiB and 100 lines, within 10 s after the connection is free for it
-    body     at most 1 MiB, of a length that its head says, within 30 s after its head
-    refusal  of what is no request: the client may read it for 1 s, while at most 1 MiB of it is thrown away
+    head     at most 32 KiB and 100 lines, within 10 s of the last answer or of the start of the connection
+    body     at most 1 MiB, with a Content-Length, within 30 s of its head
+    refusal  the answer to a malformed request. The client has 1 s to read it, and may send 1 MiB more
 
 No thread waits for the rest of a request: what has arrived is kept here until more arrives. h11 knows HTTP.
 """
@@ -32,7 +32,7 @@ _REFUSED_SECONDS, _REFUSED_BYTES = 1.0, 1 << 20
 
 
 class Malformed(Exception):
-    """What the client sent is no request that can be answered. `answer` says so."""
+    """The client sent something that is not a valid request. `answer` is the refusal."""
 
     def __init__(self, answer: Answer) -> None:
         super().__init__(answer.status)
@@ -160,7 +160,10 @@ class Exchange:
         return piece
 
     def _throw_away(self) -> None:
-        """Read what a refused client sends: a close with unread bytes would lose the refusal. Raises Left."""
+        """Read and drop what a refused client still sends. Raises Left.
+
+        A close with unread bytes resets the connection, and the client would lose the refusal.
+        """
         piece = self._receive()
         self._thrown_away += len(piece or b"")
         if piece == b"" or self._thrown_away > _REFUSED_BYTES:
@@ -204,7 +207,7 @@ class Exchange:
         phrase = HTTPStatus(answer.status).phrase
         response = h11.Response(status_code=answer.status, headers=list(headers.items()), reason=phrase)
         self._send(self._http.send(response))
-        if self._head is None or self._head.method != b"HEAD":  # what is no request is answered with a body
+        if self._head is None or self._head.method != b"HEAD":  # a malformed request gets a body
             self._outlet.sent = sent
             self._send_body(answer.body, answer.size)
         self._send(self._http.send(h11.EndOfMessage()))
@@ -215,7 +218,7 @@ class Exchange:
         return True
 
     def refuse(self, answer: Answer) -> bool:
-        """Answer what is no request. Returns whether to wait for the client to read it. Raises Left."""
+        """Answer a malformed request. Returns whether to wait until the client has read it. Raises Left."""
         if self._http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             return False
         self._is_refused = True

@@ -135,7 +135,7 @@ def _below(manifest: Manifest, under: str) -> Iterator[tuple[str, File | None]]:
 
 
 def _directly_below(manifest: Manifest, under: str) -> Iterator[tuple[str, File | None]]:
-    """Like `_below`, without what is in another directory."""
+    """Yields the files and directories that are directly in `under`, each directory once, without a file."""
     before = ""
     for file in manifest.files:
         if not file.path.startswith(under):

@@ -25,9 +25,10 @@ class Left(ConnectionError):
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """What ends an answer early. `is_stopping`: the daemon stops. `is_wanted`: others wait for its thread.
+    """Ends an answer early, if the daemon stops (`is_stopping`) or others wait for its thread (`is_wanted`).
 
-    `without_slot`: a context in which the thread only waits for the kernel.
+    `without_slot` is the context of each call that only waits for the kernel. In it, the thread gives up its
+    slot.
     """
 
     is_stopping: Callable[[], bool]

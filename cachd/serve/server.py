@@ -54,7 +54,7 @@ class Size:
 
 
 class _Then(enum.Enum):
-    """What becomes of a connection after its thread."""
+    """What happens to a connection when its thread is done with it."""
 
     closed = enum.auto()
     idle = enum.auto()
@@ -191,7 +191,7 @@ class HubServer:
         self._is_paused = False
 
     def _hand_out(self, peer: str) -> None:
-        """Have a thread read what has arrived on the next connection of a peer, if it may have one."""
+        """Give the next waiting connection of a peer to a thread, if the peer may have another thread."""
         if (exchange := self._connections.begin(peer)) is not None:
             self._metrics.hub_in_progress.inc()
             self._queue.put(exchange)

@@ -39,6 +39,12 @@ def stream(
     return EventStream(log, lanes, model=model, after=after, times=Times(**times), clock=lambda: 0.0)
 
 
+async def all_of(stream: EventStream) -> list[bytes]:
+    """The blocks of a stream that ends."""
+    sent = b"".join([piece async for piece in stream.blocks()])
+    return [block + b"\n\n" for block in sent.split(b"\n\n")[:-1]]
+
+
 async def next_of(blocks: AsyncIterator[bytes]) -> bytes:
     async with asyncio.timeout(PATIENCE_SECONDS):
         return await anext(blocks)
@@ -67,7 +73,7 @@ async def test_a_stream_goes_on_after_an_id_and_of_one_model(lanes: Lanes) -> No
     ids = [happened(log, name) for name in ("a", "b", "a", "b")]
     log.close()
     for model, after, expected in ((None, ids[1], ids[2:]), ("a", None, ids[::2]), ("b", ids[1], ids[3:])):
-        begun, *events, end = [b async for b in stream(log, lanes, model=model, after=after).blocks()]
+        begun, *events, end = await all_of(stream(log, lanes, model=model, after=after))
         assert (begun, end) == (b"retry: 1000\n\n", b'event: end\ndata: {"reason":"stopping"}\n\n')
         assert [int(event.rpartition(b"id: ")[2]) for event in events] == expected
 
@@ -77,9 +83,29 @@ async def test_a_gap_is_told_to_who_asked_for_what_is_no_longer_kept(lanes: Lane
     ids = [happened(log, name) for name in ("a", "b", "c", "d")]
     log.close()
     gap = b'event: gap\ndata: {"after":%d}\n\n' % ids[0]
-    assert [b async for b in stream(log, lanes, after=ids[0]).blocks()][1] == gap
+    assert (await all_of(stream(log, lanes, after=ids[0])))[1] == gap
     for after in (None, ids[1], ids[3]):
         assert not [b async for b in stream(log, lanes, after=after).blocks() if b.startswith(b"event: gap")]
+
+
+async def test_other_requests_have_turns_while_a_stream_begins_with_many_events(lanes: Lanes) -> None:
+    """Nothing suspends the stream itself: its client reads as fast as it is sent."""
+    log, turns = EventLog(), 0
+    for number in range(1000):
+        happened(log, f"m{number}")
+    log.close()
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(other())
+    pieces = [piece async for piece in stream(log, lanes).blocks()]
+    task.cancel()
+    assert turns >= 50
+    assert max(map(len, pieces)) < 8 << 10
 
 
 async def test_a_stream_ends_at_its_deadline(lanes: Lanes) -> None:

@@ -10,6 +10,7 @@ from contextlib import suppress
 
 from cachd.errors import CachdError, Invalid
 from cachd.policy.address_policy import AddressPolicy
+from cachd.sources.bounded import Bounded
 from cachd.sources.cancel import CancelToken
 from cachd.sources.connection import Connection, Origin, origin_of
 from cachd.sources.failures import BROKEN, BUSY, broken, retry_after
@@ -43,7 +44,7 @@ class ConnectionPool:
         self._age = 0  # connections of an earlier age are not used again
         self._lock = threading.Lock()
         self._pools: weakref.WeakSet[_Kept] = weakref.WeakSet()  # of all threads
-        self._vain: dict[Origin, float] = {}  # an origin that refused all the same -> until when to skip it
+        self._vain = Bounded[Origin, float](_MAX_VAIN)  # an origin that refused all the same -> until when to skip it
 
     def anew(self) -> None:
         """Do not reuse a connection that is idle now."""
@@ -94,8 +95,6 @@ class ConnectionPool:
             token.check()
             raise broken(request.url, error, idle.proxy) from error
         if response.status in BUSY:
-            if len(self._vain) >= _MAX_VAIN:
-                self._vain.clear()
             self._vain[origin] = self._clock() + _VAIN_SECONDS
         return response
 

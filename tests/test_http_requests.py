@@ -64,7 +64,10 @@ def test_a_status_is_an_error_of_head_alone(kind: str) -> None:
     call, _, _ = KINDS[kind]
     with RawServer(lambda asked: reply(asked, "403 X")) as server:
         if kind == "head":
-            refused(lambda: call(http(), f"{server.url}/x"), "source_forbidden")
+            over = http()
+            for _ in range(2):
+                refused(lambda: call(over, f"{server.url}/x"), "source_forbidden")
+            assert [each.connection for each in server.asked] == [1, 1]
         else:
             with call(http(), f"{server.url}/x") as response:
                 assert response.status == 403
@@ -159,8 +162,9 @@ def test_an_origin_that_refuses_a_condition_is_asked_without_it(lines: list[str]
     with RawServer(answer) as server:
         over = http()
         if is_changed:
-            with pytest.raises(Changed):
+            with pytest.raises(Changed) as refusal:
                 opened(over, f"{server.url}/x", stop=5, validator='"one"')
+            assert refusal.value.origin_status == (None if lines else 412)
         else:
             assert opened(over, f"{server.url}/x", stop=5, validator='"one"') == CONTENT[:5]
         assert [each.headers.get("if-match") for each in server.asked] == ['"one"', None]
@@ -178,7 +182,7 @@ def test_a_412_without_a_condition_is_a_changed_file() -> None:
 
 def test_a_part_without_its_place_is_an_error_once_and_then_the_origin_has_no_ranges() -> None:
     def answer(asked: Asked) -> bytes:
-        return reply(asked, "206 X", body=b"x") if asked.target.startswith("/bad") else file(asked)
+        return reply(asked, "206 X") if asked.target.startswith("/bad") else file(asked)
 
     with RawServer(answer) as server, RawServer(answer) as other:
         over = http()
@@ -187,6 +191,7 @@ def test_a_part_without_its_place_is_an_error_once_and_then_the_origin_has_no_ra
             assert opened(over, f"{each.url}/x", stop=1) == b"0"
             with pytest.raises(NoRanges):
                 opened(over, f"{each.url}/bad", stop=1)
+            assert {asked.connection for asked in each.asked} == {1}
 
 
 # --- redirects to another origin ---
@@ -229,6 +234,20 @@ def test_a_signed_url_that_may_have_expired_is_asked_for_anew(status: int, is_as
             assert refusal.value.origin_status == status
         assert opened(over, url, stop=1) == b"0"
         assert (len(hub.asked), len(store.asked)) == ((2, 4) if is_asked_anew else (1, 3))
+        assert {each.connection for each in store.asked} == {1}
+
+
+def test_a_file_that_is_redirected_no_more_is_asked_for_where_it_is() -> None:
+    with RawServer(lambda asked: file(asked) if asked.request == 1 else reply(asked, "403 X")) as store:
+        location = f"Location: {store.url}/signed"
+
+        def answer(asked: Asked) -> bytes:
+            return reply(asked, "302 X", location) if asked.request == 1 else file(asked)
+
+        with RawServer(answer) as hub:
+            over = http()
+            assert [opened(over, f"{hub.url}/x", stop=1) for _ in range(4)] == [b"0"] * 4
+            assert (len(hub.asked), len(store.asked)) == (4, 2)
 
 
 def test_a_signed_url_that_leads_to_a_page_now_is_asked_for_anew() -> None:

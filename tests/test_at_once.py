@@ -1,4 +1,4 @@
-"""Questions to an origin: answers in order, an error ends them, and a refusal leaves them to other threads."""
+"""Questions to an origin are answered in order; an error ends them, a refusal leaves them to others."""
 
 from __future__ import annotations
 

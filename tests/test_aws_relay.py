@@ -123,7 +123,12 @@ def test_a_400_for_a_request_that_was_not_signed_says_nothing_about_a_region() -
 
 @pytest.mark.parametrize(
     "name",
-    ["SecondLevelDomainForbidden", "PathStyleDomainForbidden", "VirtualHostDomainRequired", "InvalidPathAccess"],
+    [
+        "SecondLevelDomainForbidden",
+        "PathStyleDomainForbidden",
+        "VirtualHostDomainRequired",
+        "InvalidPathAccess",
+    ],
 )
 def test_a_server_may_want_the_bucket_in_the_host(name: str) -> None:
     with pytest.raises(Elsewhere) as found:
@@ -131,7 +136,7 @@ def test_a_server_may_want_the_bucket_in_the_host(name: str) -> None:
     assert (found.value.region, found.value.is_virtual) == (None, True)
 
 
-@pytest.mark.parametrize("body", [b" " + b"[" * 10_000, b'{"a":'])
+@pytest.mark.parametrize("body", [b" " + b"[" * 10_000, b'{"a":', b"<!DOCTYPE a>"])
 def test_what_would_harm_a_parser_is_refused_but_in_the_content_of_an_object(body: bytes) -> None:
     answer = saying("200 OK", body=body)
     with pytest.raises((CachdError, ValueError)):

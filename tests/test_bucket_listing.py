@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 from xml.sax.saxutils import escape
 
@@ -20,7 +21,7 @@ from tests.ground.raw import Asked, RawServer, reply
 Query = dict[str, str]
 
 
-def page(*keys: str, folders: tuple[str, ...] = (), size: int | None = 5, **fields: str) -> bytes:
+def page(*keys: str, folders: tuple[str, ...] = (), size: int | None = 5, **fields: Any) -> bytes:
     """A page with these keys, `CommonPrefixes` and other fields."""
     stated = "" if size is None else f"<Size>{size}</Size>"
     contents = [f"<Contents><Key>{escape(key)}</Key><ETag>e</ETag>{stated}</Contents>" for key in keys]
@@ -97,7 +98,7 @@ def test_where_no_new_token_comes_each_page_follows_the_last_key_of_the_one_befo
     def answer(query: Query) -> bytes:
         after = query.get("marker", "")
         here = [key for key in keys if key > after][:2]
-        more = {"NextContinuationToken": token} if token else {}
+        more: dict[str, Any] = {"NextContinuationToken": token} if token else {}
         return page(*here, IsTruncated=str(keys[-1] not in here).lower(), **more)
 
     found, queries, _ = read(answer)
@@ -129,9 +130,13 @@ def test_a_marker_that_the_server_names_is_taken() -> None:
     ],
 )
 def test_a_page_that_does_not_say_whether_more_follows_is_full_or_names_what_follows(
-    fields: dict[str, str], pages: int
+    fields: dict[str, Any], pages: int
 ) -> None:
-    _, queries, _ = read(lambda query: page("m/c") if query.keys() & {"marker", "continuation-token"} else page("m/a", "m/b", **fields))
+    _, queries, _ = read(
+        lambda query: (
+            page("m/c") if query.keys() & {"marker", "continuation-token"} else page("m/a", "m/b", **fields)
+        )
+    )
     assert len(queries) == pages
 
 

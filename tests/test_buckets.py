@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from cachd.errors import CachdError
+from cachd.errors import CachdError, Unavailable
+from cachd.policy.backoff import FIRST_SECONDS
 from cachd.sources.aws import Keys, Place
 from cachd.sources.aws_relay import Elsewhere, Expired, SlowDown
 from cachd.sources.buckets import Buckets, Service
@@ -107,12 +109,15 @@ def test_a_bucket_that_moves_on_and_on_is_asked_six_times() -> None:
     asked = Asked(*moves)
     error = refused(buckets(region="r"), asked)
     assert (error.code, len(asked.clients)) == ("rate_limited", 6)
+    assert isinstance(error, Unavailable)
     assert error.retry_after == 1.0
 
 
 def test_a_service_that_gets_too_many_requests_is_asked_after_a_pause() -> None:
     held, asked = buckets(region="r"), Asked(SlowDown())
+    began = time.monotonic()
     assert held.ask("bucket", TOKEN, asked) == "answer"
+    assert time.monotonic() - began >= 0.75 * FIRST_SECONDS
     assert len(asked.clients) == 2
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from cachd.policy.concurrency import Concurrency
@@ -66,7 +68,7 @@ def test_rests_get_longer_while_no_step_pays() -> None:
         counts.append(streams.measured(min(streams.count, 8)))
     steps = [number for number, count in enumerate(counts) if count != 8]
     assert [counts[number] for number in steps] == [12, 7, 9, 7, 9, 7]
-    assert [after - before for before, after in zip(steps, steps[1:], strict=False)] == [6, 10, 18, 34, 34]
+    assert [after - before for before, after in pairwise(steps)] == [6, 10, 18, 34, 34]
 
 
 def test_at_an_end_of_the_range_the_direction_changes() -> None:

@@ -1,4 +1,4 @@
-"""One connection dials at its first request, names its host, is kept in a pool and ends when it is aborted."""
+"""A connection dials at its first request, names its host, is kept in a pool, and can be aborted."""
 
 from __future__ import annotations
 

@@ -6,8 +6,23 @@ import pytest
 
 from cachd.policy.copies import copied
 
-DATA = ["model.onnx_data", "model.onnx_data_1", "model.onnx.data", "MODEL.ONNX.DATA", "model.data", "weights.pb"]
-OTHER = ["model.onnx", "model.onnx_data.txt", "model.onnx_dat", "my_weights.pb", "weights.pb2", "data", "x.bin"]
+DATA = [
+    "model.onnx_data",
+    "model.onnx_data_1",
+    "model.onnx.data",
+    "MODEL.ONNX.DATA",
+    "model.data",
+    "weights.pb",
+]
+OTHER = [
+    "model.onnx",
+    "model.onnx_data.txt",
+    "model.onnx_dat",
+    "my_weights.pb",
+    "weights.pb2",
+    "data",
+    "x.bin",
+]
 
 
 @pytest.mark.parametrize("graph", ["model.onnx", "other.ONNX"])

@@ -14,11 +14,11 @@ from cachd.sources.entries import COLUMNS, Entry, columns, doubled, is_beneath, 
 HEX = "a" * 64
 
 
-def entry(prefix: str = "hf://org/", **values: Any) -> Entry:
+def entry(prefix: object = "hf://org/", **values: Any) -> Entry:
     return Entry.model_validate({"prefix": prefix, **values})
 
 
-def fault(prefix: str = "hf://org/", **values: Any) -> str:
+def fault(prefix: object = "hf://org/", **values: Any) -> str:
     """What is wrong with an entry; empty if nothing is."""
     try:
         entry(prefix, **values)
@@ -43,7 +43,8 @@ def fault(prefix: str = "hf://org/", **values: Any) -> str:
 )
 def test_allow_and_refuse_are_a_flag_or_a_list(written: object, read: object) -> None:
     for column in ("allow", "refuse"):
-        found = getattr(entry(**{column: written}), column)
+        values: dict[str, Any] = {column: written}
+        found = getattr(entry(**values), column)
         assert (type(found), found) == (type(read), read)
 
 
@@ -66,14 +67,14 @@ def test_a_flag_is_a_word_for_yes_or_no(column: str) -> None:
     for word in (False, "no ", "OFF", "0", "false"):
         assert getattr(entry("s3://bkt/", **{column: word}), column) is False
     assert getattr(entry("s3://bkt/"), column) is None
-    for word in ("perhaps", "", ["yes"], 2):
-        assert fault("s3://bkt/", **{column: word})
+    for wrong in ("perhaps", "", ["yes"], 2):
+        assert fault("s3://bkt/", **{column: wrong})
 
 
 def test_a_prefix_is_a_text_or_one_that_was_read() -> None:
     assert entry(Prefix.parse("s3://bkt/")).prefix == entry("s3://bkt").prefix == Prefix.parse("s3://bkt/")
     assert "is not a prefix" in fault("b")
-    assert "is not a prefix" in fault(7)  # type: ignore[arg-type]
+    assert "is not a prefix" in fault(7)
 
 
 def test_a_column_is_for_its_schemes_alone() -> None:

@@ -67,9 +67,10 @@ def test_the_cost_of_fetching_again_has_a_factor_for_each_doubt() -> None:
 def test_five_models_are_named_and_the_others_counted(count: int, others: list[str]) -> None:
     named = largest_first([candidate(f"m{n}", n + 1, protected="pinned" if n else "") for n in range(count)])
     assert named[5:] == others
-    assert named[:5] == [
-        f"m{n} ({n + 1} bytes, {'pinned' if n else 'evictable'})" for n in reversed(range(count))
-    ][:5]
+    assert (
+        named[:5]
+        == [f"m{n} ({n + 1} bytes, {'pinned' if n else 'evictable'})" for n in reversed(range(count))][:5]
+    )
 
 
 def test_of_two_that_are_equally_large_the_first_by_its_manifest_is_named_first() -> None:

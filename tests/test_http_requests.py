@@ -37,7 +37,11 @@ def opened(over: Http, url: str, *, start: int = 0, stop: int = 10, validator: s
 KINDS: dict[str, tuple[Callable[[Http, str], Response], str, str | None]] = {
     "head": (lambda over, url: over.head(url, TOKEN, secrets=SECRETS), "HEAD", None),
     "peek": (lambda over, url: over.peek(url, TOKEN, secrets=SECRETS), "HEAD", None),
-    "peek by GET": (lambda over, url: over.peek(url, TOKEN, secrets=SECRETS, method="GET"), "GET", "bytes=0-0"),
+    "peek by GET": (
+        lambda over, url: over.peek(url, TOKEN, secrets=SECRETS, method="GET"),
+        "GET",
+        "bytes=0-0",
+    ),
     "first_byte": (lambda over, url: over.first_byte(url, TOKEN, secrets=SECRETS), "GET", "bytes=0-0"),
     "get": (lambda over, url: over.get(url, TOKEN, secrets=SECRETS), "GET", None),
 }

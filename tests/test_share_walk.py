@@ -86,7 +86,9 @@ def test_what_tools_keep_beside_a_model_is_left_out(top: Path) -> None:
 
 
 @pytest.mark.parametrize("is_of_kubernetes", [True, False])
-def test_behind_the_link_of_a_kubelet_no_name_with_two_dots_is_listed(top: Path, is_of_kubernetes: bool) -> None:
+def test_behind_the_link_of_a_kubelet_no_name_with_two_dots_is_listed(
+    top: Path, is_of_kubernetes: bool
+) -> None:
     put(top, "..2026/config.json")
     if is_of_kubernetes:
         (top / "..data").symlink_to("..2026")

@@ -21,7 +21,9 @@ def verdicts(*refused: str, allowed: tuple[str, ...] = (), opened: tuple[str, ..
     )
 
 
-MIXED = verdicts("hf://org/bad/", "hf://datasets/", "https://h/a/", allowed=("hf://org/", "hf://", "https://h/"))
+MIXED = verdicts(
+    "hf://org/bad/", "hf://datasets/", "https://h/a/", allowed=("hf://org/", "hf://", "https://h/")
+)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +33,10 @@ MIXED = verdicts("hf://org/bad/", "hf://datasets/", "https://h/a/", allowed=("hf
         ("hf://org/good", None),
         ("hf://other/model", None),
         ("hf://datasets/other/it", "hf://datasets/"),
-        ("hf://datasets/org/it", "hf://datasets/"),  # of two that are equally long, one that refuses is enough
+        (
+            "hf://datasets/org/it",
+            "hf://datasets/",
+        ),  # of two that are equally long, one that refuses is enough
         ("https://h/a/b", "https://h/a/"),
         ("https://h/b", None),
         ("https://elsewhere/b", None),

@@ -1,4 +1,4 @@
-"""A wire fills a large buffer, gives a small one what is there, and waits for its peer no longer than it may."""
+"""A wire fills a large buffer, gives a small one what is there, and waits no longer than it may."""
 
 from __future__ import annotations
 

@@ -102,7 +102,9 @@ class Http:
             pauses=self._pauses,
             clock=clock,
         )
-        self._signed_urls = Bounded[str, str](_MAX_SIGNED_URLS)  # URL of a file -> the signed URL it redirected to
+        self._signed_urls = Bounded[str, str](
+            _MAX_SIGNED_URLS
+        )  # URL of a file -> the signed URL it redirected to
         # Origins whose parts did not say where they are.
         self._without_ranges = Bounded[Origin, None](_MAX_SIGNED_URLS)
 

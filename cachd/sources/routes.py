@@ -49,7 +49,9 @@ class Routes:
         self._address_policy = address_policy
         self._proxies, self._tunnels, self._names = proxies, tunnels, names
         self._connect_seconds, self._stall_seconds = timeouts.connect_seconds, timeouts.stall_seconds
-        self._unknown = Bounded[str, float](_MAX_UNKNOWN)  # host that this node cannot resolve -> when to try again
+        self._unknown = Bounded[str, float](
+            _MAX_UNKNOWN
+        )  # host that this node cannot resolve -> when to try again
 
     def dial(self, url: SplitResult, cancel_token: CancelToken) -> Dialled:
         """A new wire to the origin of `url`. The address policy allows every address of its host.

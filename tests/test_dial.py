@@ -69,7 +69,7 @@ def test_the_last_refusal_is_raised_if_no_address_answers() -> None:
         connected()
     assert refused.value.errno == errno.EADDRNOTAVAIL
     beyond = address(("255.255.255.255", 9))  # it fails at once
-    with pytest.raises(OSError, match="Network is unreachable|Permission denied"):
+    with pytest.raises(OSError, match=r"Network is unreachable|Permission denied"):
         connected(beyond)
     with listening() as (place, _), connected(beyond, place) as ours:
         assert ours.getpeername() == place[4]
@@ -82,7 +82,7 @@ def test_an_address_that_does_not_answer_delays_the_next_one_a_little() -> None:
 
 def test_all_addresses_together_get_the_time() -> None:
     with black_hole() as hole:
-        with pytest.raises(TimeoutError, match="within 0[.]05 s"):
+        with pytest.raises(TimeoutError, match=r"within 0[.]05 s"):
             connected(address(hole), seconds=0.05)
         with pytest.raises(TimeoutError), listening() as (place, _):
             connected(place, seconds=0.0)

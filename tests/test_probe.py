@@ -26,7 +26,9 @@ def part(asked: Asked) -> bytes:
     return ranged(asked, CONTENT, 'ETag: "one"')
 
 
-def probed(head: Answer, get: Answer, *, may_be_empty: bool = False) -> tuple[FileFacts | str, list[str], bool]:
+def probed(
+    head: Answer, get: Answer, *, may_be_empty: bool = False
+) -> tuple[FileFacts | str, list[str], bool]:
     """What is found, or the code of its error; the requests; and whether the origin is asked by GET later."""
 
     def answer(asked: Asked) -> bytes:

@@ -35,7 +35,9 @@ class Clock:
 class Node:
     """What a node resolves, and the routes from there."""
 
-    def __init__(self, *allow: str, proxies: Proxies = Proxies(), known: Sequence[str] = ("127.0.0.1",)) -> None:
+    def __init__(
+        self, *allow: str, proxies: Proxies = Proxies(), known: Sequence[str] = ("127.0.0.1",)
+    ) -> None:
         self.known, self.asked, self.clock = known, list[tuple[str, int]](), Clock()
         names = Names(PATIENCE_SECONDS, self._resolve)
         tunnels = Tunnels(Secret(None), Authorities(None).context, names, TIMEOUTS)
@@ -89,7 +91,9 @@ def test_one_address_that_is_not_allowed_refuses_the_host() -> None:
         assert node.refusal("https://host/").code == "private_address"
 
 
-@pytest.mark.parametrize(("url", "port"), [("http://host/", 80), ("https://host/", 443), ("https://host:80/", 80)])
+@pytest.mark.parametrize(
+    ("url", "port"), [("http://host/", 80), ("https://host/", 443), ("https://host:80/", 80)]
+)
 def test_the_port_is_that_of_the_url_or_of_its_scheme(url: str, port: int) -> None:
     node = Node(known=["10.0.0.1"])
     assert node.refusal(url).code == "private_address"

@@ -214,6 +214,11 @@ def test_a_tree_that_contradicts_itself_is_refused(pages: Pages, detail: str) ->
     assert "not a tree" in detail or error.hint == "hf_endpoint is not a faithful mirror"
 
 
+def test_a_tree_that_is_nested_too_deeply_is_refused() -> None:
+    error = refused([], others=lambda asked: reply(asked, body=b"[" * 100 + b"]" * 100))
+    assert error.code not in ("origin_protocol", "no_files")
+
+
 @pytest.mark.parametrize("status", ["500 X", "401 X", "429 X"])
 def test_a_tree_that_cannot_be_read_is_no_tree_that_is_not_there(status: str) -> None:
     assert refused([], others=lambda asked: reply(asked, status)).origin_status == int(status[:3])

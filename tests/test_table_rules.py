@@ -58,6 +58,14 @@ def test_an_entry_refuses_a_ref_if_it_says_so(values: dict[str, Any], is_refused
         assert code(held.check, MODEL) == ("source_refused" if is_refused else "")
 
 
+def test_a_longer_prefix_that_refuses_nothing_lifts_a_refusal() -> None:
+    every = {"prefix": "hf://", "refuse": True}
+    for values in ({"refuse": False}, {"allow": True}):
+        assert code(table(every, {"prefix": "hf://org/", **values}).check, MODEL) == ""
+    for more in ({"limit": 5}, {"refuse": ["*.bin"]}):
+        assert code(table(every, {"prefix": "hf://org/", **more}).check, MODEL) == "source_refused"
+
+
 def test_a_list_of_organisations_allows_or_refuses_these_alone() -> None:
     allowed = table({"prefix": "hf://", "allow": ["org/", "*.json"]})
     assert [code(allowed.check, f"hf://{each}/m") for each in ("org", "other")] == ["", "source_refused"]

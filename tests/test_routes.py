@@ -23,6 +23,7 @@ from tests.fetching import PATIENCE_SECONDS
 from tests.ground.scripted import Scripted
 
 TIMEOUTS = Timeouts(PATIENCE_SECONDS, PATIENCE_SECONDS)
+DIRECT = Proxies()
 
 
 class Clock:
@@ -35,9 +36,7 @@ class Clock:
 class Node:
     """What a node resolves, and the routes from there."""
 
-    def __init__(
-        self, *allow: str, proxies: Proxies = Proxies(), known: Sequence[str] = ("127.0.0.1",)
-    ) -> None:
+    def __init__(self, *allow: str, proxies: Proxies = DIRECT, known: Sequence[str] = ("127.0.0.1",)) -> None:
         self.known, self.asked, self.clock = known, list[tuple[str, int]](), Clock()
         names = Names(PATIENCE_SECONDS, self._resolve)
         tunnels = Tunnels(Secret(None), Authorities(None).context, names, TIMEOUTS)

@@ -123,6 +123,16 @@ def test_a_directory_with_nothing_but_what_cannot_be_used_is_refused_for_that(to
     assert error_of(top / "b").code == "unsafe_path"
 
 
+def test_a_listing_leaves_no_descriptor_open(top: Path) -> None:
+    (top / "empty").write_bytes(b"")
+    (top / "SHA256SUMS").write_text(f"{SUM}  y\n")
+    listed(top)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        listed(top)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_an_empty_file_is_a_file(top: Path) -> None:
     (top / "empty").write_bytes(b"")
     assert listed(top)["empty"].size == 0

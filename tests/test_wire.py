@@ -6,12 +6,18 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
+from cachd.sources.trust import Authorities
 from cachd.sources.wire import LARGE_BYTES, TlsWire, Wire
 from tests.fetching import PATIENCE_SECONDS
+from tests.ground.origin import Tls
+from tests.ground.scripted import Scripted
+from tests.test_connections import pass_on
 
 
 class Clock:
@@ -104,3 +110,41 @@ def test_a_tls_wire_takes_over_the_deadline_and_waits_no_longer_for_a_handshake(
                 wire.handshake()
             inner = wire.secured(ssl.create_default_context(), "host")
             assert (inner.answer_by, inner.stall_seconds) == (None, 0.02)
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["tls", "tls in tls"])
+def test_bytes_pass_both_ways_over_tls_and_a_wait_for_more_ends(tmp_path: Path, nested: bool) -> None:
+    served = Tls().context(tmp_path / "ca.pem")
+
+    def echo(connection: socket.socket, _: int) -> None:
+        with served.wrap_socket(connection, server_side=True) as encrypted:
+            while data := encrypted.recv(4096):
+                encrypted.sendall(data)
+
+    def lead(connection: socket.socket, _: int) -> None:
+        with (
+            served.wrap_socket(connection, server_side=True) as outer,
+            socket.create_connection(place_of(server)) as origin,
+        ):
+            pass_on(outer, origin)
+
+    trusting = Authorities(str(tmp_path / "ca.pem")).context()
+    with Scripted(echo) as server, Scripted(lead) as proxy, ExitStack() as opened:
+        connected = socket.create_connection(place_of(proxy if nested else server))
+        wire = opened.enter_context(Wire(connected, PATIENCE_SECONDS))
+        for _ in range(2 if nested else 1):
+            wire = opened.enter_context(wire.secured(trusting, "127.0.0.1"))
+            wire.handshake()
+        for said in (b"hello", b"again"):
+            wire.sendall(said)
+            view = room()
+            assert (wire.recv_into(view), bytes(view[:5])) == (5, said)
+            assert wire.sock.gettimeout() == PATIENCE_SECONDS
+        wire.answer_by = time.monotonic() + 0.05
+        with pytest.raises(TimeoutError):
+            wire.recv_into(room())
+
+
+def place_of(server: Scripted) -> tuple[str, int]:
+    parts = urlsplit(server.url)
+    return parts.hostname or "", parts.port or 0

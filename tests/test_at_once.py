@@ -46,6 +46,8 @@ def test_an_error_ends_all_questions_at_once(error: Exception) -> None:
     assert raised.value is error
     questions.work()
     assert (asked.numbers, questions.answers()) == ([0], [])
+    with pytest.raises(type(error)):
+        ask_all(Asked(error), range(9), CancelToken())
 
 
 @pytest.mark.parametrize("status", [429, 503])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import threading
 from functools import partial
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -46,3 +47,14 @@ def test_a_source_is_made_once_however_many_pulls_ask_at_once(ref: str) -> None:
 @pytest.mark.parametrize("endpoints", [{"hf_endpoint": "nowhere://u@h"}, {"s3_endpoint_url": "http://u@h"}])
 def test_an_endpoint_that_is_none_is_refused_before_the_first_pull(endpoints: dict[str, str]) -> None:
     refused(lambda: sources(**endpoints), "bad_option")
+
+
+def test_the_table_and_the_addresses_in_force_are_those_of_the_last_change() -> None:
+    held, table, url = sources(), Table(), urlsplit("http://host/x")
+    before = held.of(Ref.parse("https://host/x"))
+    held.address_policy.check_addresses(url, ["127.0.0.1"])
+    held.change(["10.0.0.0/8"], table)
+    assert held.table is table
+    held.address_policy.check_addresses(url, ["10.0.0.1"])
+    refused(lambda: held.address_policy.check_addresses(url, ["127.0.0.1"]), "private_address")
+    assert held.of(Ref.parse("https://host/x")) is not before

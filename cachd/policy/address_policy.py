@@ -13,7 +13,7 @@ from cachd.errors import Forbidden, Invalid
 from cachd.policy.addresses import destination, is_public
 from cachd.policy.verdicts import NO_VERDICTS, Verdicts
 
-_MAX_REACHABLE = 1024
+_MAX_REACHABLE = _REMEMBERED = 1024
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
@@ -172,7 +172,7 @@ def _covers(prefix: SplitResult, url: SplitResult) -> bool:
     return segments[: len(wanted)] == wanted
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=_REMEMBERED)
 def _host(scheme: str, netloc: str) -> tuple[str, str, int | None]:
     url = SplitResult(scheme, netloc, "", "", "")
     return scheme, url.hostname or "", url.port or _DEFAULT_PORTS.get(scheme)
@@ -186,4 +186,4 @@ def _plaintext(url: SplitResult) -> Forbidden:
     )
 
 
-_literal = lru_cache(maxsize=1024)(ip_address)
+_literal = lru_cache(maxsize=_REMEMBERED)(ip_address)

@@ -12,6 +12,7 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 Address = IPv4Address | IPv6Address
+_REMEMBERED = 4096  # answers for an address
 
 _SPECIAL_V4 = tuple(
     IPv4Network(block)
@@ -46,7 +47,7 @@ _SPECIAL_V6 = tuple(
 _NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052: the embedded IPv4 address decides
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=_REMEMBERED)
 def destination(address: Address) -> Address:
     """The address that packets to `address` reach: the IPv4 one inside a mapped, 6to4 or NAT64 address."""
     if isinstance(address, IPv6Address):
@@ -56,7 +57,7 @@ def destination(address: Address) -> Address:
     return address
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=_REMEMBERED)
 def is_public(address: Address) -> bool:
     """Whether `address`, or the IPv4 address embedded in it, is a public one."""
     ends = destination(address)

@@ -11,6 +11,7 @@ from cachd.errors import Forbidden, Invalid, Unavailable
 from cachd.model.bucket import is_arn, is_directory_bucket, is_global, region_of_directory_bucket
 from cachd.sources.aws import Keys, Place, SignIn
 from cachd.sources.aws_relay import Elsewhere, Expired, SlowDown
+from cachd.sources.bounded import Bounded
 from cachd.sources.cancel import CancelToken
 from cachd.sources.http import Http
 from cachd.sources.throttle import Throttle
@@ -45,7 +46,7 @@ class Buckets:
         self._http = http
         self._sign_in = SignIn(http, keys, endpoint_url=service.endpoint_url)
         self._service = service
-        self._places: dict[str, Place] = {}
+        self._places = Bounded[str, Place](_MAX_PLACES)
         self._throttle = Throttle()
         self.payer = {"RequestPayer": "requester"} if service.is_requester_pays else {}
         self.headers = {"x-amz-request-payer": "requester"} if service.is_requester_pays else {}
@@ -144,8 +145,6 @@ class Buckets:
                 code="wrong_region",
                 hint="set endpoint in its entry of `sources` to the S3 service of that region",
             )
-        if len(self._places) >= _MAX_PLACES:
-            self._places.clear()
         self._places[bucket] = replace(
             place,
             region=found.region or place.region,

@@ -14,6 +14,7 @@ from cachd.sources.wire import Wire
 
 # The most idle connections of a thread: to a Hub, to its file store, and two others. Each has a descriptor.
 MAX_KEPT = 4
+_REMEMBERED = 1024  # origins of URLs, and Host headers
 
 Origin = tuple[str, str, int]
 
@@ -23,7 +24,7 @@ def origin_of(url: SplitResult) -> Origin:
     return _origin(url.scheme, url.netloc)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=_REMEMBERED)
 def _host(origin: Origin) -> str:
     """The value of the Host header for an origin (RFC 9110, 7.2)."""
     scheme, host, port = origin
@@ -31,7 +32,7 @@ def _host(origin: Origin) -> str:
     return shown if port == (443 if scheme == "https" else 80) else f"{shown}:{port}"
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=_REMEMBERED)
 def _origin(scheme: str, netloc: str) -> Origin:
     url = SplitResult(scheme, netloc, "", "", "")
     return scheme, url.hostname or "", url.port or (443 if scheme == "https" else 80)

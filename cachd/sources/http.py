@@ -26,6 +26,7 @@ from cachd.errors import Changed, Forbidden, Invalid, NotFound, Unavailable
 from cachd.model import Extent
 from cachd.policy.address_policy import AddressPolicy, Anywhere
 from cachd.policy.proxy import Proxies
+from cachd.sources.bounded import Bounded
 from cachd.sources.cancel import CancelToken
 from cachd.sources.checks import UnknownRange, announced, check_encoding, check_status, check_validator
 from cachd.sources.connection import Origin, origin_of
@@ -101,8 +102,11 @@ class Http:
             pauses=self._pauses,
             clock=clock,
         )
-        self._signed_urls: dict[str, str] = {}  # URL of a file -> the signed URL it redirected to
-        self._without_ranges: set[Origin] = set()  # origins whose parts did not say where they are
+        self._signed_urls = Bounded[str, str](
+            _MAX_SIGNED_URLS
+        )  # URL of a file -> the signed URL it redirected to
+        # Origins whose parts did not say where they are.
+        self._without_ranges = Bounded[Origin, None](_MAX_SIGNED_URLS)
 
     def _routes(self) -> Routes:
         """How connections are made: directly, or through a proxy."""
@@ -222,8 +226,6 @@ class Http:
             response.close()
             raise
         if arrived != target.url and origin_of(urlsplit(arrived)) != origin_of(urlsplit(target.url)):
-            if len(self._signed_urls) >= _MAX_SIGNED_URLS:
-                self._signed_urls.clear()
             self._signed_urls[target.url] = arrived
         return response
 
@@ -232,9 +234,7 @@ class Http:
         origin = origin_of(urlsplit(url))
         if origin in self._without_ranges:
             return NoRanges(url)
-        if len(self._without_ranges) >= _MAX_SIGNED_URLS:
-            self._without_ranges.clear()
-        self._without_ranges.add(origin)
+        self._without_ranges[origin] = None
         return protocol_error(url, "206 does not say which bytes it holds")
 
     def _follow(

@@ -25,6 +25,7 @@ from cachd.sources.wire import LARGE_BYTES, Wire
 
 LONGEST_HEAD_BYTES = LARGE_BYTES // 2  # below LARGE_BYTES, as a wire waits until such a buffer is full
 _MAX_HEADERS = 100
+_REMEMBERED = 64  # names of headers in their form as keys
 _MAX_INTERIM = 20  # 1xx responses before the final one
 _LONGEST_CHUNK_LINE = 1024
 _FEW_CHUNKS = 10_000  # more of them must average _LEAST_CHUNK_BYTES: a chunk takes as long as some KiB
@@ -136,7 +137,7 @@ class Headers:
         ]
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=_REMEMBERED)
 def _key(name: str) -> bytes:
     return name.lower().encode("iso-8859-1")
 

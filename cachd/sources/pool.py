@@ -10,6 +10,7 @@ from contextlib import suppress
 
 from cachd.errors import CachdError, Invalid
 from cachd.policy.address_policy import AddressPolicy
+from cachd.sources.bounded import Bounded
 from cachd.sources.cancel import CancelToken
 from cachd.sources.connection import Connection, Origin, origin_of
 from cachd.sources.failures import BROKEN, BUSY, broken, retry_after
@@ -40,14 +41,16 @@ class ConnectionPool:
         self._pauses = pauses
         self._stall_seconds, self._clock = stall_seconds, clock
         self._kept = threading.local()
-        self._age = 0  # connections of an earlier age are not used again
+        self._age = object()  # connections of another age are not used again
         self._lock = threading.Lock()
         self._pools: weakref.WeakSet[_Kept] = weakref.WeakSet()  # of all threads
-        self._vain: dict[Origin, float] = {}  # an origin that refused all the same -> until when to skip it
+        self._vain = Bounded[Origin, float](
+            _MAX_VAIN
+        )  # an origin that refused all the same -> until when to skip it
 
     def anew(self) -> None:
         """Do not reuse a connection that is idle now."""
-        self._age += 1
+        self._age = object()
 
     def send(self, request: Request, cancel_token: CancelToken) -> Response:
         """Send a request on the idle connection, or on a new one if the origin has closed the idle one.
@@ -94,8 +97,6 @@ class ConnectionPool:
             token.check()
             raise broken(request.url, error, idle.proxy) from error
         if response.status in BUSY:
-            if len(self._vain) >= _MAX_VAIN:
-                self._vain.clear()
             self._vain[origin] = self._clock() + _VAIN_SECONDS
         return response
 
@@ -133,7 +134,7 @@ class ConnectionPool:
 
     def _idle(self) -> dict[Origin, Connection]:
         """The idle connections of this thread, one for each origin."""
-        if getattr(self._kept, "age", None) != self._age:
+        if getattr(self._kept, "age", None) is not self._age:
             for connection in getattr(self._kept, "pool", {}).values():
                 connection.close()
             self._kept.pool, self._kept.age = _Kept(), self._age

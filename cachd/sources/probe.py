@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from cachd.errors import CachdError, Changed, Forbidden, Invalid, NotFound, Unavailable
+from cachd.sources.bounded import Bounded
 from cachd.sources.cancel import CancelToken
 from cachd.sources.checks import check_encoding, check_status
 from cachd.sources.connection import Origin, origin_of
@@ -47,13 +48,11 @@ class Probe:
 
     def __init__(self, http: Http) -> None:
         self._http = http
-        self._doubted: set[Origin] = set()
+        self._doubted = Bounded[Origin, None](_MAX_DOUBTED)
 
     def doubt(self, url: str) -> None:
         """Ask this origin by GET from now on."""
-        if len(self._doubted) >= _MAX_DOUBTED:
-            self._doubted.clear()
-        self._doubted.add(origin_of(urlsplit(url)))
+        self._doubted[origin_of(urlsplit(url))] = None
 
     def doubts(self, url: str) -> bool:
         """Whether this origin is asked by GET."""

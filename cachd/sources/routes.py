@@ -11,6 +11,7 @@ from urllib.parse import SplitResult
 from cachd.errors import Unavailable
 from cachd.policy.address_policy import AddressPolicy
 from cachd.policy.proxy import Proxies
+from cachd.sources.bounded import Bounded
 from cachd.sources.cancel import CancelToken
 from cachd.sources.dial import Address, dial
 from cachd.sources.names import Names
@@ -48,7 +49,9 @@ class Routes:
         self._address_policy = address_policy
         self._proxies, self._tunnels, self._names = proxies, tunnels, names
         self._connect_seconds, self._stall_seconds = timeouts.connect_seconds, timeouts.stall_seconds
-        self._unknown: dict[str, float] = {}  # host that this node cannot resolve -> when to try again
+        self._unknown = Bounded[str, float](
+            _MAX_UNKNOWN
+        )  # host that this node cannot resolve -> when to try again
 
     def dial(self, url: SplitResult, cancel_token: CancelToken) -> Dialled:
         """A new wire to the origin of `url`. The address policy allows every address of its host.
@@ -90,8 +93,6 @@ class Routes:
         try:
             return self._resolved(host, port, cancel_token)
         except Unavailable:
-            if len(self._unknown) >= _MAX_UNKNOWN:
-                self._unknown.clear()
             self._unknown[host] = self._clock() + _UNKNOWN_SECONDS
             return []
 

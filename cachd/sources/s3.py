@@ -15,6 +15,7 @@ from cachd.sources import checksums
 from cachd.sources.access import Access
 from cachd.sources.aws import Keys
 from cachd.sources.aws_errors import bucket_errors
+from cachd.sources.bounded import Bounded
 from cachd.sources.bucket_listing import BucketListing
 from cachd.sources.buckets import Buckets, Service
 from cachd.sources.cancel import CancelToken
@@ -270,7 +271,7 @@ class _Clients:
 
     def __init__(self, http: Http, endpoint_url: str | None, beneath: Callable[[str], Http] | None) -> None:
         self._http, self._endpoint, self._beneath = http, urlsplit(endpoint_url or ""), beneath
-        self._hosts: dict[str, Http] = {}
+        self._hosts = Bounded[str, Http](_MAX_HOSTS)
 
     def of(self, url: str) -> Http:
         """The client that may request `url`."""
@@ -279,9 +280,9 @@ class _Clients:
         if self._beneath is None or not endpoint.netloc or not is_beneath:
             return self._http
         host = f"{parts.scheme}://{parts.netloc}/"
-        if len(self._hosts) >= _MAX_HOSTS:
-            self._hosts.clear()
-        return self._hosts.get(host) or self._hosts.setdefault(host, self._beneath(host))
+        client = self._hosts.get(host) or self._beneath(host)
+        self._hosts[host] = client
+        return client
 
     def anew(self) -> None:
         """See `Source.anew`."""

@@ -48,6 +48,7 @@ class Handshake:
         self._task: asyncio.Task[None] | None = None
         if connections.admit(self):
             self._task = self.loop.create_task(self._shake_hands())
+            self._task.add_done_callback(self._ended)
         else:
             sock.close()
 
@@ -61,8 +62,11 @@ class Handshake:
             )
         except (OSError, ValueError):  # ssl.SSLError and TimeoutError are OSErrors
             self._sock.close()
-        finally:
-            self._counted.leave(self)
+
+    def _ended(self, handshake: asyncio.Task[None]) -> None:
+        self._counted.leave(self)
+        if handshake.cancelled():  # perhaps before it began
+            self._sock.close()
 
     def check_deadlines(self, now: float) -> None:
         """Does nothing: asyncio bounds the time of a handshake."""

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import resource
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
 from cachd.config import load
-from cachd.daemon.parts import assembled
 from cachd.daemon.sources import authorities_of, build_sources, build_table, proxies_of
 from cachd.errors import CachdError, Forbidden, Invalid
 from cachd.model import Manifest, Ref
@@ -100,17 +97,3 @@ def test_sources_use_the_proxy_and_show_it_the_credentials_of_the_option(
         resolved("http://origin.invalid/m", **options)
     with pytest.raises(Invalid):
         resolved("http://origin.invalid/m", **options, proxy_credentials_file=tmp_path / "wrong")
-
-
-def test_objects_that_run_pulls_change_the_limits_and_the_umask_of_their_process(root: Path) -> None:
-    files, mask = resource.getrlimit(resource.RLIMIT_NOFILE), os.umask(0o077)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (files[1] - 1, files[1]))
-        with assembled(load(root=root, reserve_free=0)):
-            assert resource.getrlimit(resource.RLIMIT_CORE) == (0, 0)
-            assert resource.getrlimit(resource.RLIMIT_NOFILE) == (files[1], files[1])
-            now = os.umask(0o022)
-        assert now == 0o022
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, files)
-        os.umask(mask)

@@ -13,6 +13,7 @@ import pytest_asyncio
 from fastapi import Request
 from structlog.testing import capture_logs
 
+from cachd.api.node import router
 from cachd.api.problems import problem
 from cachd.errors import Forbidden, NoSpace, Unauthorized, Unavailable
 from tests.ground.in_process import Api, running
@@ -20,6 +21,7 @@ from tests.ground.models import noise
 from tests.ground.node import Answer
 from tests.ground.origin import Origin
 from tests.ground.site import assert_problem, said
+from tests.test_api_models import statuses
 
 KIB = 1 << 10
 
@@ -105,6 +107,14 @@ SUCCESSES = {
     "put /v1/models/{name}/pin": {"204"},
     "delete /v1/models/{name}/pin": {"204"},
 }
+
+
+def test_each_call_about_the_node_states_the_statuses_that_it_answers_with() -> None:
+    described = ("limits", "set_limits", "options", "sources", "livez", "readyz")
+    assert statuses(router) == {
+        **dict.fromkeys(described, (None, {200})),
+        **dict.fromkeys(("metrics", "openapi"), (None, set())),
+    }
 
 
 async def test_the_openapi_document_states_the_status_of_each_success(api: Api) -> None:

@@ -12,6 +12,7 @@ from tests.ground.in_process import Api, running
 from tests.ground.models import noise
 from tests.ground.origin import Origin
 from tests.ground.site import assert_problem
+from tests.test_api_models import statuses
 from tests.test_api_node import document
 
 KIB = 1 << 10
@@ -42,3 +43,7 @@ async def test_what_a_pull_would_be_refused_for_is_the_answer(api: Api, origin: 
     for path in paths:
         assert_problem(await api.ask("POST", path, {"ref": "https://10.0.0.1/m"}), 403, "private_address")
         assert_problem(await api.ask("POST", path, {"ref": f"{origin.url}/absent"}), 404, "file_not_found")
+
+
+def test_each_call_about_a_ref_states_the_statuses_that_it_answers_with() -> None:
+    assert statuses(router) == dict.fromkeys(["resolve", "preflight_ref"], (None, {200}))

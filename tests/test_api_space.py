@@ -13,6 +13,7 @@ from tests.ground.in_process import Api, running
 from tests.ground.models import noise
 from tests.ground.origin import Origin
 from tests.ground.site import assert_problem
+from tests.test_api_models import statuses
 from tests.test_api_node import document, pulled
 
 KIB = 1 << 10
@@ -77,4 +78,7 @@ async def test_capacity_says_by_what_a_use_would_be_noticed(api: Api) -> None:
     shown = await document(api, "/v1/capacity")
     assert shown["in_use_reported_by"] == by.value
     assert shown["snapshots"] == []
-    assert len(router.routes) == 3
+
+
+def test_each_call_about_space_states_the_statuses_that_it_answers_with() -> None:
+    assert statuses(router) == dict.fromkeys(["capacity", "evictions", "evict"], (None, {200}))

@@ -12,6 +12,7 @@ from cachd.api.upkeep import router
 from tests.ground.in_process import Api, running
 from tests.ground.models import noise
 from tests.ground.origin import Origin
+from tests.test_api_models import statuses
 from tests.test_api_node import document, pulled
 
 KIB = 1 << 10
@@ -45,4 +46,7 @@ async def test_scrubs_are_shown(api: Api, origin: Origin) -> None:
     shown = await document(api, "/v1/scrubs")
     assert (shown["reading"], shown["damaged"]) == (None, [])
     assert shown["interval_seconds"] == 604_800
-    assert len(router.routes) == 2
+
+
+def test_each_call_about_upkeep_states_the_statuses_that_it_answers_with() -> None:
+    assert statuses(router) == dict.fromkeys(["scrubs", "sweep"], (None, {200}))

@@ -24,6 +24,7 @@ from tests.ground.origin.certificates import Tls, certify
 from tests.test_admission_of_connections import Client
 from tests.test_connection import USUAL, App, until
 
+PATIENT = Bounds(handshake_seconds=3600.0)
 GET = b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n"
 
 
@@ -130,7 +131,7 @@ async def test_a_handshake_that_takes_too_long_is_disconnected(tmp_path: Path) -
 
 
 async def test_a_handshake_that_is_ended_is_disconnected(tmp_path: Path) -> None:
-    async with accepting(tmp_path) as one:
+    async with accepting(tmp_path, bounds=PATIENT) as one:
         reader, writer = await one.dial(trusts=False)
         await one.until_counted(Handshake)
         one.connections.end_handshakes()
@@ -151,19 +152,22 @@ async def test_a_client_for_whom_there_is_no_place_is_disconnected_at_once(tmp_p
 
 
 async def test_while_no_descriptor_is_free_clients_wait(tmp_path: Path) -> None:
+    loop = asyncio.get_running_loop()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    async with accepting(tmp_path) as one:
+    async with accepting(tmp_path, bounds=PATIENT) as one:
         used = max(int(number) for number in os.listdir("/proc/self/fd"))
         with socket.socket() as client:
             client.setblocking(False)
             resource.setrlimit(resource.RLIMIT_NOFILE, (min(used, client.fileno() + 1), hard))
             try:
-                await asyncio.get_running_loop().sock_connect(client, one.sock.getsockname())
+                await loop.sock_connect(client, one.sock.getsockname())
                 for _ in range(9):
                     await asyncio.sleep(0)
                 assert await one.until_counted() == []
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-            await one.until_counted(Handshake)
+            begun = await one.until_counted(Handshake)
             one.connections.end_handshakes()
+            assert await loop.sock_recv(client, 1) == b"", "it is closed, although it has not begun"
+            assert len(begun) == 1
         await one.until_counted()

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import yaml
 
-from cachd.config import Config, load, read
+from cachd.config import RELOADED_KEYS, Config, load, read
 from cachd.config.api import ApiOptions
 from cachd.config.cluster import ClusterOptions
 from cachd.config.hub import HubOptions
 from cachd.config.logs import LogsOptions
 from cachd.config.models import ModelsOptions
 from cachd.config.network import NetworkOptions
+from cachd.config.options import table
 from cachd.config.root import RootOptions
 from cachd.config.sources import SourcesOptions
 from cachd.config.space import SpaceOptions
@@ -529,3 +530,21 @@ def test_a_listed_model_is_plain_unless_it_says_otherwise(file: Path) -> None:
     (model,) = load(config=written(file, models=[{"ref": "hf://org/m"}])).models
     assert (model.required, model.pin, model.warm, model.priority) == (False, False, False, 0)
     assert model.spec == ModelSpec.asked("hf://org/m")
+
+
+def test_the_table_shows_each_default_as_a_user_writes_it() -> None:
+    rows = {key: (variable, default) for key, variable, default, _ in table()}
+    for key, default in {
+        "proxy": "",
+        "allow": "",
+        "source_limits": "",
+        "evict": "true",
+        "own_directory": "false",
+        "listen": "127.0.0.1:8470",
+        "streams": "32",
+    }.items():
+        assert rows[key] == (f"CACHD_{key.upper()}", default)
+    helps = {key: text for key, _, _, text in table()}
+    assert "if it is not set: SSL_CERT_FILE, else REQUESTS_CA_BUNDLE" in helps["ca_file"]
+    reloaded = {key for key, text in helps.items() if text.endswith("; reloaded when the file changes")}
+    assert reloaded == RELOADED_KEYS

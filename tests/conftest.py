@@ -181,6 +181,20 @@ def disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
 
 
 @pytest.fixture
+def stops() -> Iterator[None]:
+    """A process that a stop does not end: it loses the alarm of `end_in_time`, and gets its handlers back."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
+    before = [(number, signal.getsignal(number)) for number in numbers]
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)  # it also discards one that came meanwhile
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    for number, handler in before:
+        signal.signal(number, handler)
+
+
+@pytest.fixture
 def proxy() -> Iterator[Proxy]:
     with Proxy() as started:
         yield started

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest_asyncio
+from fastapi import APIRouter
+from fastapi.routing import APIRoute
 
+from cachd.api.models import router
 from cachd.report.files import MAX_FILES_ON_A_PAGE
 from cachd.report.models import MAX_ON_A_PAGE
 from tests.ground.hub import Hub
@@ -45,6 +48,12 @@ async def show(api: Api, name: str) -> Any:
     answer = await api.ask("GET", f"/v1/models/{name}")
     assert answer.status == 200
     return answer.document
+
+
+def statuses(of: APIRouter) -> dict[str, tuple[int | None, set[Any]]]:
+    """The status of each call and those of its described answers, by its name."""
+    routes = [route for route in of.routes if isinstance(route, APIRoute)]
+    return {route.name: (route.status_code, set(route.responses)) for route in routes}
 
 
 async def reached(hold: Any) -> None:
@@ -332,3 +341,29 @@ async def test_a_preflight_says_what_engines_would_find(api: Api, origin: Origin
     answer = await api.ask("GET", "/v1/models/m/preflight")
     assert (answer.status, answer.document["name"]) == (200, "m")
     assert (await api.ask("GET", "/v1/models/unknown/preflight")).status == 404
+
+
+# --- what the document says ---
+
+STATUSES = {
+    "pull": (202, {200, 202}),
+    "list_models": (None, {200}),
+    "show": (None, {200}),
+    "ready": (None, {200}),
+    "pin": (204, set()),
+    "unpin": (204, set()),
+    "cancel": (None, {200}),
+    "list_files": (None, {200}),
+    "preflight": (None, {200}),
+    "rollback": (None, {200}),
+    "verify": (202, {202}),
+    "warm": (202, {202}),
+    "take_lease": (201, {201}),
+    "renew_lease": (None, {200}),
+    "release_lease": (204, set()),
+    "delete": (None, {200}),
+}
+
+
+def test_each_call_states_the_statuses_that_it_answers_with() -> None:
+    assert statuses(router) == STATUSES

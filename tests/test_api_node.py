@@ -13,6 +13,7 @@ import pytest_asyncio
 from fastapi import Request
 from structlog.testing import capture_logs
 
+from cachd.api.node import router
 from cachd.api.problems import problem
 from cachd.errors import Forbidden, NoSpace, Unauthorized, Unavailable
 from tests.ground.in_process import Api, running
@@ -20,6 +21,7 @@ from tests.ground.models import noise
 from tests.ground.node import Answer
 from tests.ground.origin import Origin
 from tests.ground.site import assert_problem, said
+from tests.test_api_models import statuses
 
 KIB = 1 << 10
 
@@ -107,6 +109,14 @@ SUCCESSES = {
 }
 
 
+def test_each_call_about_the_node_states_the_statuses_that_it_answers_with() -> None:
+    described = ("limits", "set_limits", "options", "sources", "livez", "readyz")
+    assert statuses(router) == {
+        **dict.fromkeys(described, (None, {200})),
+        **dict.fromkeys(("metrics", "openapi"), (None, set())),
+    }
+
+
 async def test_the_openapi_document_states_the_status_of_each_success(api: Api) -> None:
     paths = (await document(api, "/openapi.json"))["paths"]
     stated = {
@@ -141,67 +151,6 @@ def refs(part: Any) -> set[str]:
         return set()
     own = {part["$ref"].rpartition("/")[2]} if isinstance(part.get("$ref"), str) else set()
     return own.union(*map(refs, part.values()))
-
-
-# --- space and upkeep ---
-
-
-async def test_an_eviction_is_planned_and_done(api: Api, origin: Origin) -> None:
-    await pulled(api, origin, "m")
-    shown = await document(api, "/v1/capacity")
-    assert [each["names"] for each in shown["snapshots"]] == [["m"]]
-    nothing = (await api.ask("POST", "/v1/evictions", {"bytes": 0})).document
-    assert (nothing["need_bytes"], nothing["evictions"], nothing["freed_bytes"]) == (0, [], 0)
-    assert (await api.ask("POST", "/v1/evictions?dry_run=true", {"bytes": "1KB"})).document[
-        "need_bytes"
-    ] == 1000
-    assert (await document(api, "/v1/evictions"))["evictions"] == []
-    too_much = await api.ask("POST", "/v1/evictions", {"bytes": 1 << 60})
-    assert too_much.status == 507
-    for wrong in ({}, {"bytes": 1, "ref": "hf://org/model"}):
-        assert_problem(await api.ask("POST", "/v1/evictions", wrong), 422, "invalid_request")
-
-
-async def test_the_space_that_a_ref_needs_is_asked_of_its_source(api: Api, origin: Origin) -> None:
-    ref = origin.add("/big", noise(9 * KIB))
-    plan = await api.ask("POST", "/v1/evictions?dry_run=true", {"ref": ref})
-    assert plan.status == 200
-    assert plan.document["need_bytes"] >= 9 * KIB
-    assert (await api.ask("POST", "/v1/evictions", {"ref": ref})).document["freed_bytes"] == 0
-
-
-async def test_a_ref_is_resolved_and_nothing_is_pulled(api: Api, origin: Origin) -> None:
-    ref = origin.add("/big", noise(9 * KIB))
-    answer = await api.ask("POST", "/v1/resolve", {"ref": ref, "seconds": 600})
-    assert (answer.status, answer.document["ref"]) == (200, ref)
-    assert [file["path"] for file in answer.document["files"]] == ["big"]
-    assert (await document(api, "/v1/models")) == {"models": []}
-    for wrong in (0, 601):
-        assert (await api.ask("POST", "/v1/resolve", {"ref": ref, "seconds": wrong})).status == 422
-    examined = await api.ask("POST", "/v1/preflight", {"ref": ref})
-    assert (examined.status, examined.document["ref"]) == (200, ref)
-
-
-async def test_leftovers_are_shown_and_then_removed(api: Api, origin: Origin) -> None:
-    ref, hold = origin.add("/m", noise(6 * KIB)), origin.hold("/m", after=KIB)
-    await api.ask("POST", "/v1/models", {"ref": ref, "name": "m"})
-    assert await asyncio.to_thread(hold.reached.wait, 120)
-    await api.ask("DELETE", "/v1/models/m/pull")
-    hold.release()
-    assert (await api.ask("POST", "/v1/sweeps")).document["swept"] == [], "they are kept for a while"
-    shown = (await api.ask("POST", "/v1/sweeps", {"dry_run": True, "everything": True})).document
-    removed = (await api.ask("POST", "/v1/sweeps", {"everything": True})).document
-    assert (shown["dry_run"], removed["dry_run"]) == (True, False)
-    assert shown["swept"]
-    assert [each["kind"] for each in shown["swept"]] == [each["kind"] for each in removed["swept"]]
-    assert removed["freed_bytes"] == sum(each["freed_bytes"] for each in removed["swept"]) > 0
-    assert (await api.ask("POST", "/v1/sweeps", {"everything": True})).document["swept"] == []
-
-
-async def test_scrubs_are_shown(api: Api, origin: Origin) -> None:
-    await pulled(api, origin, "m")
-    shown = await document(api, "/v1/scrubs")
-    assert (shown["reading"], shown["damaged"]) == (None, [])
 
 
 # --- wrong calls ---

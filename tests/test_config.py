@@ -10,10 +10,22 @@ from typing import Any
 import pytest
 import yaml
 
-from cachd.config import Config, load, read
+from cachd.config import RELOADED_KEYS, Config, load, read
+from cachd.config.api import ApiOptions
+from cachd.config.cluster import ClusterOptions
+from cachd.config.hub import HubOptions
+from cachd.config.logs import LogsOptions
+from cachd.config.models import ModelsOptions
+from cachd.config.network import NetworkOptions
+from cachd.config.options import table
+from cachd.config.root import RootOptions
+from cachd.config.sources import SourcesOptions
+from cachd.config.space import SpaceOptions
+from cachd.config.transfer import TransferOptions
+from cachd.config.upkeep import UpkeepOptions
 from cachd.daemon.listen import check_listen
 from cachd.errors import CachdError, Forbidden, Invalid
-from cachd.model import ModelSpec, Percentage, Ref
+from cachd.model import Limits, ModelSpec, Percentage, Ref
 
 TIB = 1 << 40
 
@@ -436,6 +448,47 @@ def test_a_number_has_its_default_and_its_bounds(option: str) -> None:
         assert option in refused(**{option: most + 1})
 
 
+GROUPS = (
+    RootOptions,
+    ApiOptions,
+    HubOptions,
+    ModelsOptions,
+    SourcesOptions,
+    NetworkOptions,
+    TransferOptions,
+    SpaceOptions,
+    UpkeepOptions,
+    ClusterOptions,
+    LogsOptions,
+)
+
+
+def test_each_option_is_of_one_group() -> None:
+    keys = [key for group in GROUPS for key in group.model_fields]
+    assert sorted([*keys, "config"]) == sorted(Config.model_fields)
+
+
+def test_what_options_say_together_is_parsed(tmp_path: Path) -> None:
+    config = load(
+        listen=["127.0.0.1:1", f"unix:{tmp_path}/s probes"],
+        hub_listen=["127.0.0.1:2"],
+        limit_bytes_per_second="3MB",
+        source_limits={"hf": "1MB"},
+    )
+    assert [str(each) for each in config.listeners] == ["127.0.0.1:1", f"unix:{tmp_path}/s"]
+    assert [str(each) for each in config.hub_listeners] == ["127.0.0.1:2"]
+    assert config.limits == Limits(3_000_000, {"hf": 1_000_000})
+    assert (load().hub_listeners, load().limits) == ([], Limits())
+
+
+@pytest.mark.parametrize("option", ["tls_key_file", "tls_client_ca_file"])
+def test_a_file_of_tls_needs_a_certificate(option: str, tmp_path: Path) -> None:
+    assert getattr(load(), option) is None
+    assert option in refused(**{option: tmp_path / "file"})
+    config = load(tls_cert_file=tmp_path / "pem", **{option: tmp_path / "file"})
+    assert (getattr(config, option), config.tls_cert_file) == (tmp_path / "file", tmp_path / "pem")
+
+
 def test_the_table_above_has_every_number() -> None:
     fields = Config.model_fields.items()
     assert {key for key, field in fields if type(field.default) in (int, float)} == NUMBERS.keys()
@@ -477,3 +530,21 @@ def test_a_listed_model_is_plain_unless_it_says_otherwise(file: Path) -> None:
     (model,) = load(config=written(file, models=[{"ref": "hf://org/m"}])).models
     assert (model.required, model.pin, model.warm, model.priority) == (False, False, False, 0)
     assert model.spec == ModelSpec.asked("hf://org/m")
+
+
+def test_the_table_shows_each_default_as_a_user_writes_it() -> None:
+    rows = {key: (variable, default) for key, variable, default, _ in table()}
+    for key, default in {
+        "proxy": "",
+        "allow": "",
+        "source_limits": "",
+        "evict": "true",
+        "own_directory": "false",
+        "listen": "127.0.0.1:8470",
+        "streams": "32",
+    }.items():
+        assert rows[key] == (f"CACHD_{key.upper()}", default)
+    helps = {key: text for key, _, _, text in table()}
+    assert "if it is not set: SSL_CERT_FILE, else REQUESTS_CA_BUNDLE" in helps["ca_file"]
+    reloaded = {key for key, text in helps.items() if text.endswith("; reloaded when the file changes")}
+    assert reloaded == RELOADED_KEYS

@@ -211,3 +211,4 @@ async def test_a_wait_ends_with_its_pull_however_that_ends() -> None:
             assert await asyncio.gather(*waiting) == [None] * 20
         async with asyncio.timeout(PATIENCE_SECONDS):
             await waits.end_of(done)  # it ended before
+    assert waits._ends == {}, "nothing of them is left"

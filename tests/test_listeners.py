@@ -8,7 +8,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,14 @@ def test_an_address_that_becomes_free_in_time_is_opened() -> None:
         assert opened.place()["port"] == port
 
 
+def test_an_address_that_stays_in_use_is_tried_until_its_time_is_over(taken: int) -> None:
+    for times in ([0.0, 5.0, 5.1], [0.0, 5.1]):
+        asked = iter(times)
+        with sockets(f"127.0.0.1:{taken}", clock=asked.__next__) as opening, pytest.raises(InUse):
+            opening.open_all(patience_seconds=5.0)
+        assert next(asked, None) is None, "at the deadline itself it is tried once more"
+
+
 def test_what_cannot_be_listened_on_is_refused_with_its_reason(tmp_path: Path) -> None:
     for wrong in ("192.0.2.1:0", f"unix:{tmp_path}/absent/s", f"unix:{tmp_path}/s group=no-such-group"):
         with sockets(wrong) as opening, pytest.raises(Invalid) as refused:
@@ -107,6 +115,20 @@ def test_a_socket_file_has_its_mode_and_group(tmp_path: Path) -> None:
         assert stat.S_IMODE(plain.stat().st_mode) == 0o660
         assert (stat.S_IMODE(given.stat().st_mode), given.stat().st_gid) == (0o600, group)
         assert plain.stat().st_gid in (os.getgid(), tmp_path.stat().st_gid)
+
+
+def test_nothing_that_a_listener_opened_stays_open(tmp_path: Path) -> None:
+    def descriptors() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    (tmp_path / "file").touch()
+    for place, opened in (("s", 1), ("file", 0), ("absent/s", 0)):
+        before = descriptors()
+        with sockets(f"unix:{tmp_path}/{place}") as opening:
+            with suppress(Invalid):
+                opening.open_all()
+            assert descriptors() == before + opened
+        assert descriptors() == before
 
 
 def test_a_stale_socket_file_is_replaced_and_a_living_one_is_not(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 
 from cachd.api.admission import Connections, Counted, Stage, peer_of
 from cachd.api.connection import Connection
@@ -48,21 +49,23 @@ class Handshake:
         self._task: asyncio.Task[None] | None = None
         if connections.admit(self):
             self._task = self.loop.create_task(self._shake_hands())
+            self._task.add_done_callback(self._ended)
         else:
             sock.close()
 
     async def _shake_hands(self) -> None:
-        try:
+        with suppress(OSError, ValueError):  # ssl.SSLError and TimeoutError are OSErrors
             await self.loop.connect_accepted_socket(
                 lambda: self._made(self),
                 self._sock,
                 ssl=self._certificate.context(),
                 ssl_handshake_timeout=self._counted.bounds.handshake_seconds,
             )
-        except (OSError, ValueError):  # ssl.SSLError and TimeoutError are OSErrors
+
+    def _ended(self, handshake: asyncio.Task[None]) -> None:
+        self._counted.leave(self)
+        if handshake.cancelled():  # perhaps before it began
             self._sock.close()
-        finally:
-            self._counted.leave(self)
 
     def check_deadlines(self, now: float) -> None:
         """Does nothing: asyncio bounds the time of a handshake."""

@@ -88,9 +88,9 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle a stop signal while the server runs."""
         super().handle_exit(sig, frame)
-        self.stop()
+        self.stop(sig, frame)
 
-    def stop(self, _sig: int = 0, _frame: FrameType | None = None) -> None:
+    def stop(self, _sig: int, _frame: FrameType | None) -> None:
         """Handle a stop signal before the server runs, and after."""
         self.should_exit = True
         if not self._must_stop.is_set():

@@ -40,6 +40,7 @@ from cachd.store.root import check_above, check_root, own_directory, own_place
 
 log = structlog.get_logger(__name__)
 
+_LONGEST_KEPT_BYTES = 2 * LONGEST_BYTES  # JSON may be longer than the file that it is made of
 # Who may connect, what may be pulled, and by which way.
 PROTECTIVE = frozenset(
     key for group in (ApiOptions, SourcesOptions, NetworkOptions) for key in group.model_fields
@@ -130,7 +131,7 @@ def _parsed(kept: Path) -> dict[str, dict[str, Any]]:
 def _kept(path: Path) -> bytes:
     """The content of a kept configuration; empty if there is none. Raises CachdError."""
     with durable.disk_errors(path), suppress(FileNotFoundError):
-        return durable.read_file(path, at_most=2 * LONGEST_BYTES)
+        return durable.read_file(path, at_most=_LONGEST_KEPT_BYTES)
     return b""
 
 

@@ -115,7 +115,7 @@ HASH = "0123456789abcdef"
         (f"-1 10 {HASH}", False),
         (f"0 {'0' * 17}9 {HASH}", True),
         (f"0 {'0' * 18}9 {HASH}", False),
-        (f"0 ١ {HASH}", False),
+        (f"0 \u0661 {HASH}", False),
         ("", False),
     ],
 )

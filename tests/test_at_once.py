@@ -78,6 +78,13 @@ def entered(*contexts: AbstractContextManager[Any]) -> Calls:
     return [lambda context=context: enter(context) for context in contexts]  # type: ignore[misc]
 
 
+def begun(*contexts: AbstractContextManager[Any]) -> Iterator[Calls]:
+    """Calls that each enter a context, which is left when the next ones are asked for."""
+    yield [context.__enter__ for context in contexts]
+    for context in contexts:
+        context.__exit__(None, None, None)
+
+
 def left(*contexts: AbstractContextManager[Any]) -> Calls:
     """Calls that each leave a context, which is entered now."""
     exits = [contextlib.ExitStack() for _ in contexts]
@@ -113,7 +120,9 @@ def changes(of: Changes, _: Path) -> Iterator[tuple[Lock, Calls]]:
 def claims(of: Claims, _: Path) -> Iterator[tuple[Lock, Calls]]:
     inside = left(of.claimed([OTHER], "n"))
     asking: Calls = [lambda: of.is_claimed(SHA256), of.blobs, lambda: of.names(SHA256)]
-    yield of._lock, [*asking, *inside, *entered(of.paused(), of.claimed([SHA256], "m"))]
+    yield of._lock, [*asking, *inside, *entered(of.paused())]
+    for calls in begun(of.claimed([SHA256], "m")):
+        yield of._lock, calls
 
 
 def offers(of: Offers, _: Path) -> Iterator[tuple[Lock, Calls]]:
@@ -153,7 +162,8 @@ def hashes(of: Hashes, _: Path) -> Iterator[tuple[Lock, Calls]]:
 
 
 def reads(of: Reads, _: Path) -> Iterator[tuple[Lock, Calls]]:
-    yield of._changed, entered(of.reading(), of.reading())
+    for calls in begun(of.reading()):
+        yield of._changed, calls
     yield of._changed, left(of.reading())
     yield of._answering, entered(of.paused())
 
@@ -193,9 +203,10 @@ def space(of: Space, _: Path) -> Iterator[tuple[Lock, Calls]]:
                 lambda: of.most_of(reservation, 1),
                 lambda: of.has_space_for(reservation, 1),
                 lambda: of.take_unclaimed(reservation),
-                *entered(of.reserve(1, total=1), of.freeing(reservation, 1)),
             ],
         )
+        for calls in begun(of.reserve(1, total=1), of.freeing(reservation, 1)):
+            yield of._lock, calls
         yield of._lock, left(of.freeing(reservation, 1))
 
 
@@ -260,8 +271,9 @@ def test_proofs_are_noted_one_after_the_other(tmp_path: Path) -> None:
         lambda: proven.forget(OTHER),
         proven.drop_stale,
         *inside,
-        *entered(proven.during_pull()),
     )
+    for calls in begun(proven.during_pull()):
+        assert_all_wait(proven._lock, *calls)
 
 
 def test_the_scrub_log_is_read_and_changed_by_one_thread_at_a_time(tmp_path: Path) -> None:
@@ -370,5 +382,6 @@ def test_one_sweep_at_a_time(engine: Callable[..., Engine]) -> None:
 
 
 def test_threads_in_brief_turns_are_counted_one_after_the_other() -> None:
-    assert_all_wait(threads._counting, *entered(threads.in_brief_turns()))
+    for calls in begun(threads.in_brief_turns()):
+        assert_all_wait(threads._counting, *calls)
     assert_all_wait(threads._counting, *left(threads.in_brief_turns()))

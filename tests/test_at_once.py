@@ -42,6 +42,7 @@ from cachd.upkeep.sweeps import Sweeps
 from cachd.upkeep.verifications import Verification
 from cachd.upkeep.warms import Warming
 from tests.conftest import Engine
+from tests.ground.pause import paused_before
 from tests.ground.stored import manifest_of
 
 LET_IN_SECONDS = 0.3  # given to threads that a lock should keep out; without the lock, the first needs less
@@ -329,6 +330,9 @@ def test_the_journal_is_written_by_one_thread_at_a_time(tmp_path: Path) -> None:
             lambda: journal.keep(PART, hashed),
             journal.sync,
         )
+        journal.keep(PART, hashed)
+        with paused_before(DataFile.sync, journal.sync):
+            assert_all_wait(journal._lock, journal.sync)  # it asks the other thread to sync once more
 
 
 def test_the_source_of_an_ingest_is_written_down_by_one_thread_at_a_time(tmp_path: Path) -> None:

@@ -115,6 +115,18 @@ def test_of_a_blob_that_nobody_needs_nothing_is_said(on: Engine, checked: Checke
     assert checked.counted("verify_failures", stage="scrub") == 0
 
 
+def test_of_a_blob_that_is_replaced_while_it_is_read_nothing_is_said(
+    on: Engine, checked: Checked, origin: Origin
+) -> None:
+    file = pulled(on, origin)
+    blob = on.store.content.path(file.blob)
+    other = blob.with_name("other")
+    other.write_bytes(bytes(SIZE))
+    assert checked.blobs.check(file, lambda _: other.replace(blob) if other.exists() else None) is None
+    assert dict(checked.log.times()) == {}
+    assert on.store.names.get("m") is not None
+
+
 def test_a_cancel_ends_a_check(on: Engine, checked: Checked, origin: Origin) -> None:
     file = pulled(on, origin)
 

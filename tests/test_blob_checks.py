@@ -127,6 +127,28 @@ def test_of_a_blob_that_is_replaced_while_it_is_read_nothing_is_said(
     assert on.store.names.get("m") is not None
 
 
+def test_a_damaged_copy_of_an_intact_blob_is_replaced(on: Engine, checked: Checked, origin: Origin) -> None:
+    on.pull(origin.add("/m", noise(SIZE)), name="m", copy=("*",))
+    (file,) = on.store.manifests.of(on.store.names.ready("m")).files
+    assert checked.check(file) is None
+    assert sum(checked.took) == 3 * SIZE, "the blob, and its copy in either view"
+    place = on.store.layout.model("m") / "m"
+    before = place.stat()
+    place.chmod(0o644)
+    with place.open("r+b") as opened:
+        opened.write(bytes(8))
+    os.utime(place, ns=(before.st_atime_ns, before.st_mtime_ns))
+    place.chmod(durable.SEALED)
+    wrong = checked.check(file)
+    assert wrong is not None
+    assert wrong.startswith("a copy of it in a view: ")
+    assert sum(checked.took) == 6 * SIZE, "the second read of the damaged copy is not counted"
+    assert checked.counted("verify_failures", stage="scrub") == 1
+    until(lambda: on.store.names.get("m"))
+    assert place.read_bytes() == noise(SIZE)
+    assert checked.check(file) is None
+
+
 def test_a_cancel_ends_a_check(on: Engine, checked: Checked, origin: Origin) -> None:
     file = pulled(on, origin)
 

@@ -71,7 +71,8 @@ def test_an_address_that_is_right_stays_and_any_other_is_replaced(
     before = path.lstat().st_ino
     addresses.make(snapshot)
     assert path.lstat().st_ino == before
-    for change in (lambda: link(store, snapshot.address), path.unlink):
+    changes: list[Callable[[], object]] = [lambda: link(store, snapshot.address), path.unlink]
+    for change in changes:
         change()
         addresses.make(snapshot)
         assert os.readlink(path) == f".trees/{snapshot.manifest}"

@@ -76,7 +76,7 @@ def entered(*contexts: AbstractContextManager[Any]) -> Calls:
         with context:
             pass
 
-    return [lambda context=context: enter(context) for context in contexts]  # type: ignore[misc]
+    return [lambda context=context: enter(context) for context in contexts]
 
 
 def begun(*contexts: AbstractContextManager[Any]) -> Iterator[Calls]:

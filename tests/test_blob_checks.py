@@ -122,7 +122,12 @@ def test_of_a_blob_that_is_replaced_while_it_is_read_nothing_is_said(
     blob = on.store.content.path(file.blob)
     other = blob.with_name("other")
     other.write_bytes(bytes(SIZE))
-    assert checked.blobs.check(file, lambda _: other.replace(blob) if other.exists() else None) is None
+
+    def replace_it(_: int) -> None:
+        if other.exists():
+            other.replace(blob)
+
+    assert checked.blobs.check(file, replace_it) is None
     assert dict(checked.log.times()) == {}
     assert on.store.names.get("m") is not None
 
@@ -254,14 +259,16 @@ def test_the_state_of_a_scrub_shows_what_is_due_and_what_is_damaged(on: Engine, 
         assert oldest is not None
         assert shown["oldest_verified_at"]
         snapshot = on.store.names.ready("m")
-        assert scrubs.verified_at(snapshot, on.store.manifests.of(snapshot)) >= oldest  # type: ignore[operator]
+        verified_at = scrubs.verified_at(snapshot, on.store.manifests.of(snapshot))
+        assert verified_at is not None
+        assert verified_at >= oldest
         for later, due in ((59.0, 0), (60.0, 1)):
             now.now = oldest + later
             assert (scrubs.as_document()["due"], scrubs._due()) == (due, [file] * due)
         origin.fault("/m", Status(404), methods=("GET", "HEAD"))
         on.store.quarantine(file, "damaged", on.store.content.inode(file.blob), now=0.0)
-        (said,) = scrubs.as_document()["damaged"]  # type: ignore[misc]
-        assert said == {"name": "m", "since": "1970-01-01T00:00:00+00:00", "reason": f"{file.path}: damaged"}
+        since, reason = "1970-01-01T00:00:00+00:00", f"{file.path}: damaged"
+        assert scrubs.as_document()["damaged"] == [{"name": "m", "since": since, "reason": reason}]
 
 
 class Ticking:

@@ -17,7 +17,7 @@ from cachd.errors import (
 )
 from cachd.kernel import durable
 from cachd.kernel.leases import is_open
-from cachd.model import ModelSpec, Ref
+from cachd.model import ModelSpec, Ref, Snapshot
 from cachd.store.disk_store import DiskStore
 from cachd.store.protection import UseRules
 from cachd.store.withdrawals import Withdrawals
@@ -228,7 +228,11 @@ def test_a_model_that_is_gone_is_watched_no_more_and_one_that_was_evicted_is_kno
 ) -> None:
     store.watch_all()
     empty = store.watch.watched().directories
-    for go in (lambda s: store.withdraw(s.name), lambda s: store.evict(s.manifest)):
+    ways: list[Callable[[Snapshot], int]] = [
+        lambda snapshot: store.withdraw(snapshot.name),
+        lambda snapshot: store.evict(snapshot.manifest),
+    ]
+    for go in ways:
         snapshot = publish(store, SMALL)
         assert store.watch.watched().directories > empty
         assert go(snapshot) > 0

@@ -1,10 +1,9 @@
-"""Checks, sweeps and warmings of models without a daemon: what each finds, counts and returns."""
+"""Checks of blobs, verifications and scrubs, without a daemon: what each finds, counts and returns."""
 
 from __future__ import annotations
 
 import json
 import os
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -12,23 +11,20 @@ from typing import Any
 
 import pytest
 
-from cachd.errors import Cancelled, NoSpace, NotFound, Unavailable
+from cachd.errors import Cancelled, NotFound, Unavailable
 from cachd.kernel import durable
-from cachd.model import Digest, File
+from cachd.model import File
 from cachd.store.scrub_log import ScrubLog
-from cachd.store.sweep import KINDS
 from cachd.upkeep.blob_checks import BlobChecks
 from cachd.upkeep.jobs import Job, Jobs, JobState
 from cachd.upkeep.repairs import Repairs
 from cachd.upkeep.scrubs import Scrubs
-from cachd.upkeep.sweeps import Sweeps
 from cachd.upkeep.verifications import Verifications
-from cachd.upkeep.warms import Warms
-from tests.conftest import PATIENCE_SECONDS, Engine, spec_of
+from tests.conftest import PATIENCE_SECONDS, Engine
 from tests.ground.models import noise
 from tests.ground.origin import Origin, Status
 from tests.ground.site import until
-from tests.ground.stored import FILE, PARTS, commit, file_of, left_by_an_earlier_life
+from tests.ground.stored import commit, file_of
 
 Engines = Callable[..., Engine]
 SIZE = (1 << 20) + 100
@@ -295,137 +291,7 @@ def test_a_scrub_reads_what_is_due_the_oldest_first_for_five_minutes(
         scrubs._presence._check()
         assert scrubs._due() == [old, new]
         assert scrubs._scrub() == 1.0
-        assert scrubs.oldest() == (1.0 if not count else 2.0 if count == 1 else scrubs.oldest())
-        assert (scrubs.oldest() or 0.0) > 2.0 or count < 2
+        times = dict(scrubs._scrub_log.times())
+        assert [times[file.blob] > 2.0 for file in (old, new)] == [count > 0, count > 1]
         assert scrubs.as_document()["reading"] is None
     assert on.metrics.registry.get_sample_value("cachd_scrub_bytes_total") == count * SIZE
-
-
-# --- sweeps ---
-
-
-class Swept:
-    """Sweeps of an engine with clocks of their own."""
-
-    def __init__(self, on: Engine, *, keep: float = 60.0) -> None:
-        self.clock, self.now = Clock(), Clock()
-        self.sweeps = Sweeps(
-            on.store,
-            on.pulls,
-            on.metrics,
-            interval_seconds=0,
-            keep_seconds=keep,
-            clock=self.clock,
-            now=self.now,
-        )
-
-
-def test_what_changed_lately_is_kept_and_so_is_everything_after_a_start(on: Engine) -> None:
-    left_by_an_earlier_life(on.store, PARTS[0])  # type: ignore[arg-type]
-    swept = Swept(on)
-    (found,) = swept.sweeps.leftovers(everything=True)
-    swept.clock.now, swept.now.now = 1059.0, found.changed_at + 1e6
-    assert swept.sweeps.leftovers() == [], "the daemon has just begun"
-    swept.clock.now = 1060.0
-    assert [each.name for each in swept.sweeps.leftovers()] == [str(FILE.blob)]
-    swept.now.now = found.changed_at + 60.0
-    assert swept.sweeps.leftovers() == [], "it changed lately"
-    swept.now.now += 0.001
-    before = on.metrics.registry.get_sample_value("cachd_swept_bytes_total", {"kind": "ingest"}) or 0.0
-    ((gone, freed),) = swept.sweeps.sweep()
-    assert (gone.name, freed) == (str(FILE.blob), found.size)
-    after = on.metrics.registry.get_sample_value("cachd_swept_bytes_total", {"kind": "ingest"}) or 0.0
-    assert after - before == freed
-    assert swept.sweeps.sweep(everything=True) == []
-
-
-def test_each_kind_of_leftover_has_its_metric_from_the_start(on: Engine) -> None:
-    Swept(on)
-    for kind in KINDS:
-        assert on.metrics.registry.get_sample_value("cachd_swept_bytes_total", {"kind": kind}) == 0.0
-
-
-def test_a_sweep_ends_when_the_daemon_stops_and_drops_proofs_that_nobody_needs(on: Engine) -> None:
-    left_by_an_earlier_life(on.store, PARTS[0])  # type: ignore[arg-type]
-    gone = File("a", 1, "https://host/a", Digest("sha256", "3" * 64), base="https://host/")
-    on.store.content.proven.add(gone)
-    swept = Swept(on)
-    swept.sweeps.close()
-    assert swept.sweeps.sweep(everything=True) == []
-    assert len(swept.sweeps.leftovers(everything=True)) == 1
-    assert not on.store.content.proven.has(gone)
-
-
-def test_what_a_running_pull_may_need_is_no_leftover(on: Engine, origin: Origin) -> None:
-    """Until its manifest is known, nobody knows which blobs it needs."""
-    left_by_an_earlier_life(on.store, PARTS[0])  # type: ignore[arg-type]
-    ref = origin.add("/m", noise(SIZE))
-    hold = origin.hold("/m", after=0)
-    running = on.begin(spec_of(ref, name="m"))
-    assert hold.reached.wait(PATIENCE_SECONDS)
-    swept = Swept(on)
-    until(lambda: running.progress.manifest is not None)
-    assert [each.name for each in swept.sweeps.leftovers(everything=True)] == [str(FILE.blob)]
-    hold.release()
-    running.done.result(PATIENCE_SECONDS)
-
-
-# --- warmings ---
-
-
-@pytest.mark.parametrize(("beside", "state"), [(0, "warm"), (-1, "failed")])
-def test_a_model_is_warmed_if_its_missing_bytes_fit_exactly(
-    on: Engine, origin: Origin, beside: int, state: str
-) -> None:
-    pulled(on, origin, "m")
-    pulled(on, origin, "nn")
-    path = on.store.layout.model("m") / "m"
-    with path.open("rb") as opened:
-        os.fsync(opened.fileno())
-        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    others = on.store.manifests.of(on.store.names.ready("nn"))
-    spaces: list[int] = []
-
-    def space() -> int:
-        here = warms.resident_of(on.store.manifests.of(on.store.names.ready("m")))
-        spaces.append(SIZE + warms.resident_of(others) + beside)
-        assert here < SIZE
-        return spaces[-1]
-
-    before = threading.enumerate()
-    warms = Warms(on.store, on.metrics, space=space)
-    with closing(warms):
-        if warms.resident()["m"]:
-            pytest.skip("this file system keeps the pages of a file")
-        assert warms.warming("m") is None
-        running = warms.warm("m")
-        assert running.ended.wait(PATIENCE_SECONDS)
-        assert warms.warming("m") is running
-        assert running.state == state
-        if running.error:
-            assert isinstance(running.error, NoSpace)
-            assert running.error.code == "no_memory"
-            assert running.error.facts == {"need": SIZE, "free": SIZE - 1}
-            assert (running.loaded, warms.resident()["m"]) == (0, 0)
-            return
-        assert (running.loaded, running.done, running.total) == (SIZE, SIZE, SIZE)
-        assert warms.resident()["m"] == SIZE
-        assert on.metrics.registry.get_sample_value("cachd_warmed_bytes_total") == SIZE
-        again = warms.warm("m")
-        assert again.ended.wait(PATIENCE_SECONDS)
-        assert (again.state, again.loaded, again.done, len(spaces)) == (JobState.warm, 0, SIZE, 1)
-        with pytest.raises(NotFound):
-            warms.warm("absent")
-    assert not [each for each in threading.enumerate() if each not in before]
-
-
-def test_pages_of_a_file_are_counted_once_for_all_models(on: Engine, origin: Origin) -> None:
-    pulled(on, origin)
-    manifest = on.store.manifests.of(on.store.names.ready("m"))
-    with closing(Warms(on.store, on.metrics)) as warms:
-        counted: dict[str, int] = {}
-        size = warms.resident_of(manifest, counted)
-        assert sum(counted.values()) == size == warms.resident_of(manifest)
-        (path,) = counted
-        counted[path] = 7
-        assert warms.resident_of(manifest, counted) == 7

@@ -1,4 +1,4 @@
-"""What pods see of snapshots that share a folder or a commit, and rollbacks, without a daemon."""
+"""What pods see of snapshots that share a folder or a commit: built, repaired and removed on a real store."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from cachd.errors import DiskFailed, InUse, NotFound
+from cachd.errors import InUse
 from cachd.model import Snapshot
 from cachd.store.changes import Changes
 from cachd.store.disk_store import DiskStore
-from cachd.store.history import Rollback
 from cachd.store.holds import Holds
 from cachd.store.index import Index
 from cachd.store.names import Names
 from cachd.store.pod_views import PodViews
-from cachd.store.rollbacks import Rollbacks
 from tests.ground.disks import FuseDisk
 from tests.ground.models import digests
 from tests.ground.stored import (
@@ -327,97 +325,3 @@ def test_a_start_repairs_the_branches_of_folders_without_a_ready_name(
     store = next_life()
     assert refs_of(root) == {}
     assert store.manifests.has(snapshot.manifest)
-
-
-# --- rollbacks ---
-
-
-def rollbacks_of(store: DiskStore) -> Rollbacks:
-    found: Rollbacks = store.rollback.__self__  # type: ignore[attr-defined]
-    return found
-
-
-def test_a_rollback_moves_the_name_back_and_forth_and_says_from_where(keeping: DiskStore, root: Path) -> None:
-    for at, (revision, files, left) in enumerate(((A, OLD, "v2"), (B, NEW, "v1"), (A, OLD, "v2"))):
-        with capture_logs() as logs:
-            published = keeping.rollback("m", now=3.0 + at)
-        assert (published.revision, published.published_at) == (revision, 3.0 + at)
-        assert keeping.names.get("m") == published
-        assert_whole(root, "m", files, commit=revision)
-        (said,) = [each for each in logs if each["event"] == "rolled back"]
-        assert (said["revision"], said["rolled_back_from"]) == (revision, f"hf://org/model@{left}")
-        assert keeping.history.begun_rollbacks() == []
-        assert [each.revision for each in keeping.history.of("m")] == [B if revision == A else A]
-    assert keeping.sweep_snapshots() == 0
-
-
-def test_a_name_without_a_previous_snapshot_is_not_rolled_back(keeping: DiskStore) -> None:
-    publish(keeping, SMALL, "hf://org/other", "o")
-    for name in ("o", "absent"):
-        with pytest.raises(NotFound) as refused:
-            keeping.rollback(name, now=3.0)
-        assert refused.value.code == "no_previous"
-        assert repr(name) in refused.value.detail
-
-
-@pytest.mark.parametrize("lost", [["config.json"], ["config.json", "model.bin"]])
-def test_a_rollback_to_a_snapshot_that_lacks_files_changes_nothing(
-    keeping: DiskStore, root: Path, lost: list[str]
-) -> None:
-    for path in lost:
-        keeping.content.path(sha256(OLD[path])).unlink()
-    before = keeping.names.get("m"), keeping.history.of("m")
-    with pytest.raises(DiskFailed) as refused:
-        keeping.rollback("m", now=3.0)
-    assert refused.value.code == "previous_incomplete"
-    assert f"{len(lost)} file" in refused.value.detail
-    assert (keeping.names.get("m"), keeping.history.of("m")) == before
-    assert keeping.history.begun_rollbacks() == []
-
-
-def begun(store: DiskStore) -> Rollback:
-    """A rollback as a kill right after its record leaves it."""
-    (before,), ready = store.history.of("m"), store.names.ready("m")
-    rollback = Rollback(before, ready, ready.spec, 3.0)
-    store.history.begin_rollback(rollback)
-    return rollback
-
-
-def test_a_rollback_that_was_interrupted_is_completed_at_the_start(keeping: DiskStore, root: Path) -> None:
-    begun(keeping)
-    with capture_logs() as logs:
-        rollbacks_of(keeping).resume()
-    assert_whole(root, "m", OLD, commit=A)
-    assert keeping.history.begun_rollbacks() == []
-    assert "interrupted rollback ended" in [each["event"] for each in logs]
-
-
-def test_a_rollback_that_is_done_or_has_lost_its_snapshot_is_only_ended(
-    keeping: DiskStore, root: Path
-) -> None:
-    begun(keeping)
-    publish(keeping, OLD, "hf://org/model@v1", "m", revision=A, now=4.0)
-    ready = keeping.names.ready("m")
-    keeping.history.begin_rollback(Rollback(ready, None, ready.spec, 3.0))
-    rollbacks_of(keeping).resume()
-    assert keeping.names.ready("m") == ready, "it was not published again"
-    keeping.history.begin_rollback(Rollback(keeping.history.of("m")[0], ready, ready.spec, 3.0))
-    keeping.layout.manifest(keeping.history.of("m")[0].manifest).unlink()
-    rollbacks_of(keeping).resume()
-    assert (keeping.names.ready("m"), keeping.history.begun_rollbacks()) == (ready, [])
-
-
-def test_a_rollback_that_cannot_be_completed_stays_for_a_later_start(keeping: DiskStore) -> None:
-    rollback = begun(keeping)
-    keeping.content.path(sha256(OLD["model.bin"])).unlink()
-    with capture_logs() as logs:
-        rollbacks_of(keeping).resume()
-    assert [each["event"] for each in logs] == ["rollback not completed"]
-    assert keeping.history.begun_rollbacks() == [rollback]
-    assert keeping.names.ready("m").revision == B
-
-
-def test_another_request_completes_the_rollback_that_had_begun(keeping: DiskStore, root: Path) -> None:
-    begun(keeping)
-    assert keeping.rollback("m", now=9.0).published_at == 3.0
-    assert_whole(root, "m", OLD, commit=A)

@@ -122,6 +122,29 @@ def test_a_check_of_all_comes_soon_when_it_is_asked_for_and_else_after_five_minu
         assert len(presence.files) == 2
 
 
+def test_a_changed_model_alone_is_checked_until_all_are_due(
+    origin: Origin, engine: Engines, root: Path
+) -> None:
+    on = engine()
+    pulled(on, origin, "one", "three")
+    counted = on.metrics.registry.get_sample_value
+    with closing(checks(on)) as presence:
+        presence._check()
+        changes = counted("cachd_views_changed_total") or 0.0
+        on.store.watch.changes()
+        presence._check()
+        (root / "ready/three.json").unlink()
+        on.store.watch.changes()  # this deletion, nobody hears of
+        remove((root / "models/one/one").resolve())
+        presence._check()
+        assert counted("cachd_verify_failures_total", {"stage": "scrub"}) == 1
+        assert (counted("cachd_views_changed_total") or 0.0) == changes + 1
+        presence.check_all_soon()
+        presence._check()
+        assert (counted("cachd_verify_failures_total", {"stage": "scrub"}) or 0.0) >= 2
+        until(lambda: on.store.names.get("one") and on.store.names.get("three"))
+
+
 # --- the start of a daemon ---
 
 

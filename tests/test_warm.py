@@ -16,7 +16,6 @@ import pytest
 
 from cachd.errors import NoSpace
 from cachd.kernel import calls
-from cachd.kernel.memory import space_for_pages
 from cachd.upkeep.warms import Warming, Warms
 from tests.conftest import Engine
 from tests.ground.hub import Hub
@@ -198,51 +197,3 @@ def test_mincore_tells_the_same_where_the_kernel_has_no_cachestat(tmp_path: Path
         command = [sys.executable, "-c", NO_CACHESTAT, str(path), json.dumps(extents)]
         assert json.loads(subprocess.run(command, capture_output=True, check=True).stdout) == told
         assert told == [MIB, 0, MIB, 1, 0, 2]
-
-
-GIB = 1 << 30
-MEMINFO = f"MemTotal: {40 * GIB >> 10} kB\nMemFree: 1 kB\nMemAvailable: {20 * GIB >> 10} kB\n"
-
-
-def lay(root: Path, files: dict[str, object]) -> Path:
-    for name, content in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{content}\n")
-    return root
-
-
-@pytest.mark.parametrize(
-    ("cgroup", "files", "room"),
-    [
-        ("0::/pod", {}, 18 * GIB),
-        ("0::/pod", {"pod/memory.max": "max", "pod/memory.current": 5}, 18 * GIB),
-        ("0::/pod", {"pod/memory.max": 4 * GIB, "pod/memory.current": GIB}, 3 * GIB),
-        (
-            "0::/pod/cachd",
-            {
-                "pod/memory.max": 4 * GIB,
-                "pod/memory.current": 3 * GIB,
-                "pod/memory.stat": f"anon 5\nactive_file {GIB >> 1}\ninactive_file {GIB >> 1}",
-                "pod/cachd/memory.max": "max",
-            },
-            2 * GIB,
-        ),
-        (
-            "5:cpu:/x\n4:memory:/pod\n0::/",
-            {
-                "memory/pod/memory.limit_in_bytes": 2 * GIB,
-                "memory/pod/memory.usage_in_bytes": GIB,
-                "memory/pod/memory.stat": f"total_active_file {GIB >> 2}\ntotal_inactive_file 0",
-            },
-            GIB + (GIB >> 2),
-        ),
-        ("0::/", {"memory.max": 10, "memory.current": 20}, 0),
-    ],
-    ids=["no group", "no limit", "a limit", "a limit above, full of files", "version 1", "over it"],
-)
-def test_the_room_is_what_the_kernel_and_every_group_leave(
-    tmp_path: Path, cgroup: str, files: dict[str, object], room: int
-) -> None:
-    proc = lay(tmp_path / "proc", {"meminfo": MEMINFO, "self/cgroup": cgroup})
-    assert space_for_pages(proc, lay(tmp_path / "cgroup", files)) == room

@@ -189,6 +189,7 @@ def test_a_directory_that_is_absent_is_no_reason_to_complain_and_is_watched_once
     watch.cover(manifest, [FOLDER])
     assert watch.watched() == before
     watch.changes()
+    assert watch.watched() == before, "the end of the earlier watch ends no later one"
     write(place.tree / PATH)
     assert watch.changes().written == written(place, place.tree)
     assert inode_of(place.tree / PATH)

@@ -15,11 +15,15 @@ from cachd.errors import (
     InUse,
     NotFound,
 )
+from cachd.kernel import durable
 from cachd.kernel.leases import is_open
-from cachd.model import ModelSpec, Ref
+from cachd.model import ModelSpec, Ref, Snapshot
 from cachd.store.disk_store import DiskStore
+from cachd.store.protection import UseRules
+from cachd.store.withdrawals import Withdrawals
 from tests.ground.kill import base_as_another_user, killed_at_every_step
 from tests.ground.models import digests, noise
+from tests.ground.pause import paused_before
 from tests.ground.site import mapped, until
 from tests.ground.stored import (
     CONTENT,
@@ -46,6 +50,7 @@ from tests.ground.stored import (
     shown,
     swept_bytes,
 )
+from tests.ground.synced import synced
 
 # --- other users, small disks, other processes ---
 
@@ -163,6 +168,79 @@ def test_a_replaced_snapshot_that_is_read_is_swept_when_its_reader_is_gone(
         reader.communicate(timeout=30)
     assert store.sweep_snapshots() == swept_bytes(ONE, TWO)
     assert names_below(hub(root) / "snapshots") == {B}
+
+
+@needs_leases
+def test_refused_snapshots_lose_their_names_at_once_and_their_files_when_nobody_reads_them(
+    root: Path,
+) -> None:
+    with DiskStore(root, keep_previous=1) as store:
+        old = publish(store, ONE, revision=A)
+        new = publish(store, TWO, revision=B)
+        same = publish(store, TWO, name="same", revision=B)
+        other = publish(store, SMALL, "hf://org/other")
+        store.pins.add("org--model")
+        refused = {old.manifest, new.manifest}
+
+        def withdrawn(among: set[str] | None = None) -> tuple[list[str], set[str]]:
+            found, held = store.withdraw_refused(lambda m: m.id in refused, among=among)
+            assert all(manifest.id == snapshot.manifest for snapshot, manifest in found)
+            return [snapshot.name for snapshot, _ in found], held
+
+        assert withdrawn({other.manifest}) == ([], set())
+        with store.layout.hold(new.manifest).open("rb"):
+            names, held = withdrawn()
+            assert (sorted(names), held) == (["org--model", "same"], {new.manifest})
+            assert (store.history.of("org--model"), store.pins.has("org--model")) == ([], False)
+            assert not store.layout.address(same.address).is_symlink()
+            assert digests(store.layout.tree(new.manifest)) == shown(TWO)
+            assert not store.layout.tree(old.manifest).exists()
+            assert withdrawn(held) == ([], {new.manifest})
+        assert withdrawn(held) == ([], set())
+        assert blobs_of(root) == hexes(SMALL)
+        assert names_below(root / ".cachd/trash") == set()
+        assert [each.name for each in store.names.all()] == [other.name]
+
+
+@needs_leases
+def test_a_withdrawal_that_is_refused_puts_the_ready_files_back_durably(store: DiskStore, root: Path) -> None:
+    snapshot = publish(store, SMALL)
+    ready = store.layout.ready_file(snapshot.name)
+    before = ready.read_bytes()
+    ways: list[Callable[[], int]] = [
+        lambda: store.withdraw(snapshot.name),
+        lambda: store.evict(snapshot.manifest),
+    ]
+    store.protection.rules = UseRules(keep_opened_seconds=0.0)
+    for way in ways:
+        with synced() as paths:
+            with paused_before(durable.sync_directory, way, within=Withdrawals._remove_names) as going:
+                held = store.layout.hold(snapshot.manifest).open("rb")
+            with held, pytest.raises(InUse):
+                going.result(60)
+        assert paths.count(str(store.layout.ready)) == 2, "once it was hidden, and once it was put back"
+        assert (ready.read_bytes(), names_below(root / ".cachd/staging")) == (before, set())
+        assert_whole(root, snapshot.name, SMALL, commit=A)
+
+
+def test_a_model_that_is_gone_is_watched_no_more_and_one_that_was_evicted_is_known_as_such(
+    store: DiskStore,
+) -> None:
+    store.watch_all()
+    empty = store.watch.watched().directories
+    ways: list[Callable[[Snapshot], int]] = [
+        lambda snapshot: store.withdraw(snapshot.name),
+        lambda snapshot: store.evict(snapshot.manifest),
+    ]
+    for go in ways:
+        snapshot = publish(store, SMALL)
+        assert store.watch.watched().directories > empty
+        assert go(snapshot) > 0
+        assert store.watch.watched().directories <= empty + 1, "the directory of blobs stays"
+    assert store.names.was_evicted(snapshot.name)
+    with pytest.raises(NotFound) as refused:
+        store.evict(snapshot.manifest)
+    assert refused.value.code == "no_such_snapshot"
 
 
 def test_what_a_pull_is_about_to_publish_is_not_swept(store: DiskStore, root: Path) -> None:

@@ -13,6 +13,7 @@ import platform
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _CACHESTAT = 451  # on all architectures, since Linux 6.5
+_CACHESTAT_NUMBERS = 5  # of struct cachestat; the first is the pages in memory
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "s390x": 282, "ppc64le": 273}
 _WHO_PROCESS, _CLASS_IDLE = 1, 3 << 13  # man 2 ioprio_set
 
@@ -48,7 +49,7 @@ def resident_bytes(fd: int, start: int, stop: int) -> int:
 
 def _cachestat(fd: int, start: int, size: int) -> int | None:
     """The pages in memory; None when cachestat(2) fails."""
-    extent, found = (ctypes.c_uint64 * 2)(start, size), (ctypes.c_uint64 * 5)()
+    extent, found = (ctypes.c_uint64 * 2)(start, size), (ctypes.c_uint64 * _CACHESTAT_NUMBERS)()
     return int(found[0]) if _LIBC.syscall(_CACHESTAT, fd, extent, found, 0) == 0 else None
 
 

@@ -95,7 +95,7 @@ def _events(queued: bytes) -> Iterator[Event]:
 
 
 def _checked(result: int) -> int:
-    if result < 0:
+    if result == -1:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     return result

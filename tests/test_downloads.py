@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 
 import pytest
 
@@ -111,12 +111,18 @@ class Ground:
         )
 
 
-@pytest.fixture
-def ground(store: DiskStore) -> Iterator[Ground]:
+@contextmanager
+def opened(store: DiskStore, streams: int = 4) -> Iterator[Ground]:
     metrics = Metrics()
-    engine = Engine(Streams(4, first=4), Bandwidth(Limits(), metrics), metrics, retries=1)
+    engine = Engine(Streams(streams, first=streams), Bandwidth(Limits(), metrics), metrics, retries=1)
     with closing(engine), ExitStack() as stack:
         yield Ground(store, engine, metrics, stack)
+
+
+@pytest.fixture
+def ground(store: DiskStore) -> Iterator[Ground]:
+    with opened(store) as made:
+        yield made
 
 
 def covered(extents: Sequence[Extent], size: int) -> bool:

@@ -15,17 +15,20 @@ from cachd.store.digests import PartHash
 from cachd.store.disk_store import DiskStore
 from cachd.store.ingest.ingest import Ingest
 from cachd.transfer.download.assembly import Assembly
+from cachd.transfer.download.beginning import begin
 from cachd.transfer.download.download import Download
 from cachd.transfer.download.following import Following
 from cachd.transfer.download.outcomes import Outcomes
 from cachd.transfer.download.part import Part
+from cachd.transfer.download.proving import prove
+from cachd.transfer.download.schedule import Stage
 from cachd.transfer.download.small import fetch_small
 from cachd.transfer.download.supplier import Supplier, Supply
 from cachd.transfer.download.turn import YIELD_AFTER_SECONDS, Turn, write
 from cachd.transfer.streams import StreamQuota
 from tests.ground.models import noise
 from tests.ground.site import until
-from tests.ground.stored import MIB
+from tests.ground.stored import MIB, commit
 from tests.shelf import ShelfBody
 from tests.test_downloads import AWAY, PATIENCE_SECONDS, SMALL, Ground, Source, file_of, opened
 
@@ -225,11 +228,12 @@ def test_bytes_over_the_bound_of_what_may_be_lost_are_kept_before_more_come(grou
 class Stopping(Source):
     """A source that calls `stop` whenever bytes of it have been received."""
 
+    content = CONTENT
     stop: Callable[[], None]
 
     def open(self, file: File, extent: Extent, cancel_token: CancelToken) -> ShelfBody:
         super().open(file, extent, cancel_token)
-        return StopsAfter(CONTENT[extent.start : extent.stop], self.stop)
+        return StopsAfter(self.content[extent.start : extent.stop], self.stop)
 
 
 class StopsAfter(ShelfBody):
@@ -403,3 +407,82 @@ def test_a_small_file_of_a_supplier_that_stops_is_no_error(ground: Ground, error
     assert on.download.schedule.assembly is not None
     ground._stack.callback(on.download.schedule.assembly.ingest.close)
     assert (on.supplier.running, ground.here(SMALL)) == (0, False)
+
+
+# --- a proof, and a damaged blob ---
+
+
+class Proves(Steps):
+    """A download of a blob that is here, and that came from another host."""
+
+    def __init__(self, ground: Ground, source: Source) -> None:
+        commit(ground.store, file_of(SMALL, "first"), SMALL)
+        super().__init__(ground, source, SMALL)
+        self.download.schedule.stage = Stage.proving
+
+    @property
+    def has_proven(self) -> bool:
+        return self.ground.store.content.proven.has(self.file)
+
+    def prove(self) -> None:
+        self.on_stream(lambda buffer: prove(self.download, self.supplier, buffer))
+
+
+class EndsAndRefuses(Source):
+    """Breaks off in its first answer, and sends no ranges afterwards."""
+
+    def open(self, file: File, extent: Extent, cancel_token: CancelToken) -> ShelfBody:
+        self.has_ranges = not self.asked
+        return super().open(file, extent, cancel_token)
+
+
+def test_a_proof_that_broke_off_begins_anew_when_the_source_sends_no_ranges(ground: Ground) -> None:
+    source = EndsAndRefuses(SMALL)
+    source.ends_at = 400
+    on = Proves(ground, source)
+    on.prove()
+    until(lambda: on.has_proven)
+    assert source.asked == [Extent(0, 1000), Extent(400, 1000), Extent(0, 1000)]
+    assert not on.supplier.has_ranges
+    until(lambda: on.supplier.has_ended)
+
+
+@pytest.mark.parametrize(("seconds", "yields"), [(1.0, False), (1.1, True)])
+def test_a_long_proof_yields_and_goes_on_where_it_was(ground: Ground, seconds: float, yields: bool) -> None:
+    clock, source, ran = Clock(), Stopping(SMALL), Future[None]()
+    source.stop = lambda: setattr(clock, "now", clock.now + seconds)
+    ground.engine.clock = clock
+    on = Proves(ground, source)
+    on.supplier.quota.set_pace(600)
+
+    def work(buffer: memoryview) -> None:
+        waiting = StreamQuota(1)
+        waiting.tasks.append(lambda _: ran.set_result(None))
+        with on.engine.streams._lock:
+            on.engine.streams._admit(waiting)
+        prove(on.download, on.supplier, buffer)
+
+    source.content = SMALL
+    on.on_stream(work)
+    ran.result(PATIENCE_SECONDS)
+    until(lambda: on.has_proven)
+    assert source.asked == [Extent(0, 1000), *([Extent(600, 1000)] if yields else [])]
+
+
+def test_a_damaged_blob_is_copied_only_when_there_is_space_for_its_missing_parts(ground: Ground) -> None:
+    file = file_of(CONTENT)
+    commit(ground.store, file, CONTENT)
+    path = ground.store.content.path(file.blob)
+    path.chmod(0o644)
+    with path.open("r+b") as opened_blob:
+        opened_blob.write(bytes(1000))
+    ground.store.content.damaged.keep(file.blob, path.stat().st_ino)
+    on = Steps(ground, Source(CONTENT))
+    keep_free(ground, 100)
+    on.on_stream(lambda buffer: begin(on.download, on.supplier, buffer))
+    assert on.download.tally.is_waiting_for_space
+    assert (on.download.schedule.stage, on.download.schedule.assembly) == (Stage.waiting, None)
+    assert on.source.asked == []
+    keep_free(ground, 0)
+    until(lambda: on.download.tally.is_over)
+    assert ground.here(CONTENT)

@@ -103,6 +103,7 @@ def test_a_request_for_what_is_being_pulled_joins_it(on: Engine, origin: Origin,
     with held(on, origin) as pull:
         assert marked(on) >= {"m"}
         assert on.pulls.start(pull.spec, pins=pins) is pull
+        assert pull.priority == 0
         assert (pull.joins, pull.permit.pins, count(on.metrics.joins)) == (1, pins, 1)
         assert (on.pulls.get("m"), on.pulls.known(), on.pulls.running()) == (pull, [pull], [pull])
         assert (on.pulls.at_work(), pending(on)) == ([pull], {"m.json", "m.began"})
@@ -232,7 +233,9 @@ def test_unfinished_pulls_are_resumed_and_one_that_killed_the_daemon_is_not(
     assert "bad.json" in pending(on), "so that the next start shows it, too"
     with pytest.raises(DaemonDied):
         on.pulls.start_by_itself(bad)
-    assert ended(on.pulls.start_by_itself(other)) is None
+    own = on.pulls.start_by_itself(other)
+    assert own is not None
+    assert (own.priority, ended(own)) == (0, None)
     assert ended(on.pulls.start(bad)) is None, "somebody asks for it"
     assert on.pulls.start_by_itself(bad) is None
 

@@ -1,0 +1,240 @@
+"""The steps of one pull: a slow resolve, a disk error, a late refusal, and the copies for its views."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cachd.errors import Cancelled, DiskFailed, Forbidden, NoSpace
+from cachd.model import Extent, File, Manifest, ModelSpec, Percentage, Ref
+from cachd.sources.cancel import CancelToken
+from cachd.sources.table import Table
+from cachd.store.disk_store import DiskStore
+from cachd.store.permit import Permit
+from cachd.transfer.attempt import Attempt
+from cachd.transfer.progress import Progress, State
+from cachd.transfer.pull import pull
+from cachd.transfer.resolves import SLOW_SECONDS, Resolves
+from cachd.transfer.streams import StreamQuota
+from cachd.transfer.view_copies import staged_copies
+from cachd.transfer.waits import Reason
+from tests.ground.disks import FuseDisk
+from tests.ground.pause import at_event
+from tests.ground.stored import MIB, commit, file_of, sha256
+from tests.shelf import ShelfBody
+from tests.test_runner import FILES, PATIENCE_SECONDS, SPEC, Ground, Scripted
+
+
+class Clock:
+    now = 70.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Own(Scripted):
+    """A scripted source that notes which files it is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opened: list[str] = []
+
+    def open(self, file: File, extent: Extent, cancel_token: CancelToken) -> ShelfBody:
+        self.opened.append(file.path)
+        return super().open(file, extent, cancel_token)
+
+
+class Lent:
+    """A slot that notes what a pull does with it."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.is_lent = threading.Event()
+
+    def lend(self) -> None:
+        self.calls.append("lend")
+        self.is_lent.set()
+
+    def take(self) -> None:
+        self.calls.append("take")
+
+    def take_when_free(self) -> None:
+        self.calls.append("take_when_free")
+
+
+class One(Ground):
+    """One attempt at a pull of a scripted source."""
+
+    source: Own
+
+    def __init__(self, store: DiskStore, stack: ExitStack, ref: str = "hf://org/m") -> None:
+        super().__init__(store, Own(), stack)
+        self.slot, self.clock = Lent(), Clock()
+        resolves = stack.enter_context(closing(Resolves(600.0, stall_seconds=60.0, clock=self.clock)))
+        self.attempt = Attempt(
+            spec=ModelSpec(Ref.parse(ref), "m"),
+            source=self.source,
+            slot=self.slot,
+            progress=Progress(),
+            quota=StreamQuota(),
+            permit=Permit(),
+            context=replace(self.context, resolves=resolves, clock=self.clock),
+        )
+
+    def pull(self) -> str:
+        """Pull, and return the manifest's id."""
+        return pull(self.attempt).manifest
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as made:
+        yield made
+
+
+@pytest.fixture
+def one(store: DiskStore, stack: ExitStack) -> One:
+    return One(store, stack)
+
+
+def test_an_attempt_resolves_fetches_and_publishes(one: One) -> None:
+    assert one.pull() == one.store.names.ready("m").manifest
+    assert (one.source.resolves, sorted(one.source.opened)) == (1, sorted(FILES))
+    assert one.slot.calls[0] == "take_when_free"
+    assert set(one.slot.calls[1:]) == {"take"}, "bytes come"
+    assert one.attempt.progress.state is State.publishing
+    assert one.attempt.progress.done == one.attempt.progress.total == sum(map(len, FILES.values()))
+
+
+def test_while_the_source_is_slow_the_pull_lends_its_slot_and_says_so(one: One) -> None:
+    waits = []
+
+    def slowly(_: CancelToken) -> None:
+        one.clock.now += SLOW_SECONDS
+        assert one.slot.is_lent.wait(PATIENCE_SECONDS)
+        waits.append(one.attempt.progress.waits(one.attempt.progress.now))
+
+    one.source.answers = [slowly]
+    one.pull()
+    (found,) = waits
+    assert found is not None
+    assert found.reason is Reason.slow
+    assert one.slot.calls[:2] == ["lend", "take_when_free"]
+    assert one.attempt.progress.resolve_seconds == SLOW_SECONDS
+
+
+def test_a_disk_error_lets_the_pull_be_tried_once_more(tmp_path: Path, stack: ExitStack) -> None:
+    disk = stack.enter_context(FuseDisk(tmp_path))
+    one = One(stack.enter_context(DiskStore(disk.path)), stack)
+    disk.fail("fsync", "EIO", "*")
+    with at_event("disk error: trying the pull once more", disk.heal) as tried:
+        one.pull()
+    assert tried.is_set()
+    assert one.source.resolves == 1
+    assert one.store.names.has("m")
+
+
+@pytest.mark.parametrize(("error", "tries"), [("EIO", 2), ("EROFS", 1)])
+def test_a_disk_error_that_stays_fails_the_pull(
+    tmp_path: Path, stack: ExitStack, error: str, tries: int
+) -> None:
+    disk = stack.enter_context(FuseDisk(tmp_path))
+    one = One(stack.enter_context(DiskStore(disk.path)), stack)
+    one.source.files = {"a.bin": b"a"}
+    disk.fail("fsync", error, "*")
+    with pytest.raises(DiskFailed):
+        one.pull()
+    assert len(one.source.opened) == tries
+    assert not one.store.names.has("m")
+
+
+def test_what_a_model_of_the_same_source_has_needs_no_proof_after_a_restart(
+    root: Path, stack: ExitStack
+) -> None:
+    """A power loss may have removed the proofs, and the manifest stays."""
+    ref = "https://host/models/"
+    with ExitStack() as life:
+        One(life.enter_context(DiskStore(root)), life, ref).pull()
+    (root / ".cachd/proven").unlink(missing_ok=True)
+    again = One(stack.enter_context(DiskStore(root)), stack, ref)
+    again.pull()
+    assert again.source.opened == []
+
+
+def test_what_only_another_source_has_brought_must_be_proven(store: DiskStore, stack: ExitStack) -> None:
+    for path, content in FILES.items():
+        commit(store, file_of(content, path), content)
+    one = One(store, stack, "https://elsewhere/models/")
+    one.pull()
+    assert sorted(one.source.opened) == sorted(FILES)
+    assert one.attempt.progress.fetched == sum(map(len, FILES.values()))
+
+
+def test_a_model_that_is_refused_while_it_is_published_is_withdrawn(one: One) -> None:
+    def refuse() -> None:
+        one.table = Table(refuse=[str(sha256(FILES["b.bin"]))])
+
+    with at_event("published", refuse), pytest.raises(Forbidden) as refusal:
+        one.pull()
+    assert refusal.value.code == "refused_digest"
+    assert not one.store.names.has("m")
+
+
+# --- the copies of the views ---
+
+
+class Copying(One):
+    """A pull that pays for the copies of its views. `times`: what its clock says, one after the other."""
+
+    def __init__(self, store: DiskStore, stack: ExitStack, *times: float) -> None:
+        super().__init__(store, stack)
+        left = list(times)
+        clock: Callable[[], float] = lambda: left.pop(0) if len(left) > 1 else left[0]  # noqa: E731
+        context = replace(self.attempt.context, clock=clock)
+        self.attempt = replace(self.attempt, spec=replace(SPEC, copy=("*",)), context=context)
+        self.reservation = stack.enter_context(store.space.reserve(MIB, total=MIB))
+        commit(store, file_of(b"a" * 100, "a.bin"), b"a" * 100)
+        self.manifest = Manifest("hf://org/m", "a" * 40, (file_of(b"a" * 100, "a.bin"),), copied=("a.bin",))
+
+    def stage(self) -> None:
+        with staged_copies(self.manifest, self.attempt, self.reservation):
+            pass
+
+    def fill(self) -> None:
+        self.store.space.change(reserve_free=Percentage(100), limit=None, reserve_inodes=0)
+
+
+def test_copies_are_paid_from_the_reservation(store: DiskStore, stack: ExitStack) -> None:
+    copying = Copying(store, stack, 0.0)
+    before = copying.reservation.left
+    copying.stage()
+    assert copying.reservation.left < before
+
+
+def test_copies_wait_for_space_and_at_the_end_fail(store: DiskStore, stack: ExitStack) -> None:
+    copying = Copying(store, stack, 0.0, 599.9, 600.0)
+    copying.fill()
+    with pytest.raises(NoSpace, match="of a copy for the views") as refusal:
+        copying.stage()
+    assert refusal.value.short > 0
+
+
+def test_copies_that_wait_for_space_end_with_their_pull(store: DiskStore, stack: ExitStack) -> None:
+    copying = Copying(store, stack, 0.0)
+    token = copying.attempt.progress.cancel_token
+    copying.fill()
+    waits = threading.Timer(0.0, token.cancel)
+    waits.start()
+    with pytest.raises(Cancelled):
+        copying.stage()
+    waits.join()
+    with pytest.raises(Cancelled):
+        copying.stage()
+    copying.store.space.change(reserve_free=0, limit=None, reserve_inodes=0)
+    with pytest.raises(Cancelled):
+        copying.stage()

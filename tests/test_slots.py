@@ -189,7 +189,7 @@ def test_a_thread_that_waits_for_a_pull_gets_the_one_that_is_added_then() -> Non
         waiting, pull = queue(1), Asked("a")
         with ThreadPoolExecutor(1) as pool:
             found = pool.submit(waiting.next)
-            until(lambda: waiting._changed._waiters)  # noqa: B023
+            until(lambda: waiting._changed._waiters)  # type: ignore[attr-defined]  # noqa: B023
             add(waiting, pull)
             assert found.result(PATIENCE_SECONDS) is pull
 

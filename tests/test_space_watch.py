@@ -6,6 +6,7 @@ from contextlib import closing
 from dataclasses import replace
 
 import pytest
+from structlog.testing import capture_logs
 
 from cachd.metrics import Metrics
 from cachd.model import Percentage
@@ -125,6 +126,47 @@ def test_uses_are_checked_more_often_while_a_process_may_be_starting(store: Disk
     store.watch_all()
     if store.watch.sees_all_opens():
         assert ground.watch.seconds_between_checks() == 60
+
+
+def test_a_tick_checks_uses_when_it_is_time_and_relieves_the_disk_always(store: DiskStore) -> None:
+    ground = Ground(store, replace(RULES, unused_seconds=8 * 86400.0), "abcd")
+    ground.watch._checked_at = 100.0
+    every = ground.watch.seconds_between_checks()
+    ground.clock.now += every - 0.1
+    assert ground.watch._tick() == 1.0
+    assert ground.names == "abcd"
+    ground.clock.now += 0.1
+    ground.watch._tick()
+    assert (ground.names, ground.watch._checked_at) == ("cd", ground.clock.now)
+    ground.limit(models=2.1)
+    ground.watch._tick()
+    assert (ground.names, ground.reasons[0]) == ("d", "pressure")
+
+
+def test_a_tick_ends_leases_that_have_expired(store: DiskStore) -> None:
+    ground = Ground(store, RULES, "a")
+    lease = store.leases.take("a", "job", until=NOW + 60.0)
+    ground.time.now = NOW + 59.0
+    ground.watch._tick()
+    assert [each.id for each in store.leases.of("a", NOW)] == [lease.id]
+    ground.time.now = NOW + 60.0
+    ground.watch._tick()
+    assert store.leases.of("a", NOW) == []
+
+
+def test_that_too_little_can_be_freed_is_logged_once_until_there_is_space_again(store: DiskStore) -> None:
+    ground = Ground(store, RULES, "ab")
+    for name in "ab":
+        store.pins.add(name)
+    with capture_logs() as logs:
+        for models in (1.5, 1.5, 9.0, 1.5):
+            ground.limit(models=models)
+            ground.watch.relieve()
+    warnings = [each for each in logs if each["event"].startswith("too little space can be freed")]
+    assert len(warnings) == 2
+    assert warnings[0]["short_bytes"] > 0
+    assert len(warnings[0]["held_by"]) == 2
+    assert ground.names == "ab"
 
 
 def test_the_thread_checks_uses_and_ends(store: DiskStore) -> None:

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from cachd.errors import Cancelled, DiskFailed, Forbidden, NoSpace
+from cachd.errors import Cancelled, DiskFailed, Forbidden, NoSpace, NotFound
 from cachd.model import Extent, File, Manifest, ModelSpec, Percentage, Ref
 from cachd.sources.cancel import CancelToken
 from cachd.sources.table import Table
 from cachd.store.disk_store import DiskStore
 from cachd.store.permit import Permit
 from cachd.transfer.attempt import Attempt
+from cachd.transfer.fetch import fetch
 from cachd.transfer.progress import Progress, State
 from cachd.transfer.pull import pull
 from cachd.transfer.resolves import SLOW_SECONDS, Resolves
@@ -25,6 +26,7 @@ from cachd.transfer.view_copies import staged_copies
 from cachd.transfer.waits import Reason
 from tests.ground.disks import FuseDisk
 from tests.ground.pause import at_event
+from tests.ground.site import until
 from tests.ground.stored import MIB, commit, file_of, sha256
 from tests.shelf import ShelfBody
 from tests.test_runner import FILES, PATIENCE_SECONDS, SPEC, Ground, Scripted
@@ -43,9 +45,11 @@ class Own(Scripted):
     def __init__(self) -> None:
         super().__init__()
         self.opened: list[str] = []
+        self.at_open: Callable[[str, CancelToken], None] = lambda _path, _token: None
 
     def open(self, file: File, extent: Extent, cancel_token: CancelToken) -> ShelfBody:
         self.opened.append(file.path)
+        self.at_open(file.path, cancel_token)
         return super().open(file, extent, cancel_token)
 
 
@@ -126,6 +130,85 @@ def test_while_the_source_is_slow_the_pull_lends_its_slot_and_says_so(one: One) 
     assert found.reason is Reason.slow
     assert one.slot.calls[:2] == ["lend", "take_when_free"]
     assert one.attempt.progress.resolve_seconds == SLOW_SECONDS
+
+
+# --- the fetch ---
+
+
+class Fetching(One):
+    """A fetch of two files, of 100 and 9 bytes. `at_open`: called when a file is asked for."""
+
+    def __init__(self, store: DiskStore, stack: ExitStack, clock: Callable[[], float]) -> None:
+        super().__init__(store, stack)
+        self.attempt = replace(self.attempt, progress=Progress(clock))
+        self.manifest = self.source.manifest(SPEC.ref)
+        self.source.at_open = self.at_open
+        self.attempt.progress.begin_download(self.manifest, self.manifest.size)
+        self.reservation = stack.enter_context(store.space.reserve(MIB, total=MIB))
+
+    def at_open(self, path: str, cancel_token: CancelToken) -> None:
+        """Nothing."""
+
+    def fetch(self) -> None:
+        fetch(self.manifest.files, self.attempt, self.reservation)
+
+
+class Ticking(Clock):
+    """A clock that says six seconds more each time."""
+
+    def __call__(self) -> float:
+        self.now += 6.0
+        return self.now
+
+
+def test_a_fetch_lends_its_slot_while_hardly_any_byte_comes_and_has_it_at_its_end(
+    store: DiskStore, stack: ExitStack
+) -> None:
+    class Slow(Fetching):
+        def at_open(self, path: str, cancel_token: CancelToken) -> None:
+            assert self.slot.is_lent.wait(PATIENCE_SECONDS)
+
+    slow = Slow(store, stack, Ticking())
+    slow.fetch()
+    assert (slow.slot.calls[0], slow.slot.calls[-1]) == ("take", "take")
+    assert "lend" in slow.slot.calls
+    assert slow.attempt.progress.done == slow.manifest.size
+    assert (slow.attempt.quota.to_begin, slow.attempt.quota.files) == (0, 0)
+
+
+def test_a_fetch_that_fails_says_how_far_it_was_and_ends_its_other_downloads(
+    store: DiskStore, stack: ExitStack
+) -> None:
+    error = NotFound("absent", code="file_not_found")
+
+    class Fails(Fetching):
+        def at_open(self, path: str, cancel_token: CancelToken) -> None:
+            if path == "b.bin":
+                until(lambda: self.attempt.progress.done >= 100)
+                raise error
+
+    fails = Fails(store, stack, Clock())
+    with pytest.raises(NotFound) as refusal:
+        fails.fetch()
+    assert refusal.value is error
+    assert (error.bytes_done, error.bytes_total) == (100, 109)
+    assert (fails.attempt.quota.to_begin, fails.attempt.quota.files) == (0, 0)
+    assert not fails.context.downloads._all
+
+
+def test_a_fetch_ends_when_its_pull_is_cancelled(store: DiskStore, stack: ExitStack) -> None:
+    class Waits(Fetching):
+        def at_open(self, path: str, cancel_token: CancelToken) -> None:
+            self.attempt.progress.cancel_token.cancel()
+            cancel_token.wait(PATIENCE_SECONDS)
+
+    waits = Waits(store, stack, Clock())
+    with pytest.raises(Cancelled, match="m: cancelled after 0 of 109 bytes"):
+        waits.fetch()
+    assert not waits.context.downloads._all
+
+
+# --- errors ---
 
 
 def test_a_disk_error_lets_the_pull_be_tried_once_more(tmp_path: Path, stack: ExitStack) -> None:

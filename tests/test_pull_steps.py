@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cachd.errors import Cancelled, DiskFailed, Forbidden, NoSpace, NotFound
-from cachd.model import Extent, File, Manifest, ModelSpec, Percentage, Ref
+from cachd.errors import Cancelled, Changed, DiskFailed, Forbidden, NoSpace, NotFound
+from cachd.model import Extent, File, Manifest, ModelSpec, Percentage, Ref, Snapshot
 from cachd.sources.cancel import CancelToken
 from cachd.sources.table import Table
 from cachd.store.disk_store import DiskStore
@@ -266,6 +266,55 @@ def test_a_model_that_is_refused_while_it_is_published_is_withdrawn(one: One) ->
         one.pull()
     assert refusal.value.code == "refused_digest"
     assert not one.store.names.has("m")
+
+
+# --- repairs ---
+
+NEW = "b" * 40  # the revision that the source has by now
+
+
+def repaired(one: One, files: dict[str, bytes]) -> Snapshot:
+    """Repair `a.bin` of a pulled model from its source, which has these files by now."""
+    one.pull()
+    file = next(each for each in one.source.manifest(SPEC.ref).files if each.path == "a.bin")
+    blob = one.store.layout.blob(file.blob)
+    blob.chmod(0o644)
+    blob.write_bytes(bytes(file.size))
+    inode = one.store.content.inode(file.blob)
+    assert one.store.quarantine(file, "it is damaged", inode, now=5.0) == ["m"]
+    one.source.files, one.source.revision = files, NEW
+    one.source.resolves, has_changed = 0, [Changed("x")]
+
+    def at_open(_path: str, _token: CancelToken) -> None:
+        if has_changed:
+            raise has_changed.pop()
+
+    one.source.at_open = at_open
+    one.attempt = replace(one.attempt, progress=Progress(), permit=Permit(), quota=StreamQuota())
+    return pull(one.attempt)
+
+
+def test_a_repair_keeps_the_revision_while_the_source_has_the_lost_bytes(one: One) -> None:
+    one.store.pins.add("m")
+    snapshot = repaired(one, {**FILES, "b.bin": b"other"})
+    assert (snapshot.revision, one.source.resolves) == ("a" * 40, 1)
+    for path, content in FILES.items():
+        assert (one.store.layout.model("m") / path).read_bytes() == content
+
+
+@pytest.mark.parametrize("files", [{**FILES, "a.bin": b"other"}, {"b.bin": FILES["b.bin"]}])
+def test_a_repair_takes_the_new_revision_if_the_lost_bytes_are_gone_and_nobody_pins_the_old_one(
+    one: One, files: dict[str, bytes]
+) -> None:
+    assert repaired(one, files).revision == NEW
+    assert {path.name for path in one.store.layout.model("m").iterdir()} == set(files)
+
+
+def test_a_repair_moves_no_pinned_model_to_a_new_revision(one: One) -> None:
+    one.store.pins.add("m")
+    with pytest.raises(Changed, match=f"pinned at revision {'a' * 40}"):
+        repaired(one, {**FILES, "a.bin": b"other"})
+    assert one.store.names.get("m") is None, "it stays quarantined"
 
 
 # --- the copies of the views ---

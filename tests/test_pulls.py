@@ -369,7 +369,7 @@ def test_a_rollback_waits_for_the_end_of_a_publish(engine: Engines, origin: Orig
         def roll_back() -> None:
             rolling.append(pool.submit(on.pulls.rollback, "m"))
             (pull,) = on.pulls.running()
-            until(lambda: pull.done._waiters or rolling[0].done())  # type: ignore[attr-defined]
+            until(lambda: pull.done._waiters or rolling[0].done())
 
         with at_event("published", roll_back):
             assert ended(on.pulls.start(after, replace=True)) is None

@@ -51,14 +51,14 @@ class Scripted(ShelfSource):
     def __init__(self, files: Mapping[str, bytes] = FILES, *, states_digests: bool = True) -> None:
         self.files, self._states_digests = files, states_digests
         self.answers: list[Exception | Callable[[CancelToken], object]] = [lambda _: None]
-        self.resolves = 0
+        self.resolves, self.revision = 0, "a" * 40
 
     def manifest(self, ref: Ref) -> Manifest:
         files = [
             File(path, len(content), f"{ref.base}/{path}", sha256(content) if self._states_digests else None)
             for path, content in self.files.items()
         ]
-        return Manifest(ref.base, "a" * 40, tuple(files))
+        return Manifest(ref.base, self.revision, tuple(files))
 
     def resolve(self, ref: Ref, cancel_token: CancelToken) -> Manifest:
         self.resolves += 1

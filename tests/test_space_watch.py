@@ -96,6 +96,15 @@ def test_models_that_exceed_the_limit_all_the_same_are_not_evicted_in_vain(store
     assert ground.names == "bc", "the others fit into the limit"
 
 
+def test_without_a_limit_of_their_own_models_go_when_the_disk_is_full(store: DiskStore) -> None:
+    ground = Ground(store, RULES, "ab")
+    free = store.space.capacity().free
+    store.space.change(reserve_free=free, limit=None, reserve_inodes=0)
+    ground.watch.relieve()
+    assert ground.names == ""
+    assert set(ground.reasons) == {"pressure"}
+
+
 @pytest.mark.parametrize(("unused_seconds", "left"), [(0.0, "abc"), (8 * 86400.0, "c"), (9 * 86400.0, "bc")])
 def test_what_nobody_used_for_so_long_is_evicted(store: DiskStore, unused_seconds: float, left: str) -> None:
     ground = Ground(store, replace(RULES, unused_seconds=unused_seconds), "abc")

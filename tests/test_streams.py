@@ -335,6 +335,7 @@ def test_delayed_tasks_that_are_due_go_before_those_that_wait() -> None:
 def test_a_free_stream_wakes_up_when_a_delayed_task_is_due() -> None:
     order = Order()
     with streams(1) as pool:
+        assert not pool.is_one_too_many, "the calling thread is no stream"
         pool.submit_later(StreamQuota(), order.task("later"), 0.05)
         pool.submit_later(StreamQuota(), order.task("now"), 0.0)
         assert order.all.wait(PATIENCE_SECONDS)
@@ -349,7 +350,6 @@ def test_after_the_last_task_nothing_counts_as_running() -> None:
         assert order.all.wait(PATIENCE_SECONDS)
         until(lambda: not pool._busy)
         assert (quota.running, quota.server._limit.running, pool._quotas) == (0, 0, [])
-        assert not pool.is_one_too_many, "the calling thread is no stream"
 
 
 def test_a_pool_that_is_closed_drops_what_waits_and_ends_what_runs() -> None:

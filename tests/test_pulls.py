@@ -256,6 +256,18 @@ def test_a_resumed_pull_does_not_wait_for_somebody_and_failed_ones_are_shown(
     assert (shown.spec, shown.progress.state) == (lost, State.failed)
 
 
+def test_a_start_removes_replaced_snapshots_that_somebody_had_open(engine: Engines, origin: Origin) -> None:
+    on = engine(retries=0, keep_previous=0)
+    assert ended(on.pulls.start(add(origin))) is None
+    with (on.store.layout.model("m") / "m").open("rb"):
+        assert ended(on.pulls.start(add(origin, "other", OTHER), replace=True)) is None
+        until(lambda: not on.pulls.at_work())
+        on.pulls.resume()
+        assert len(list(on.store.manifests.with_names())) == 2
+    on.pulls.resume()
+    assert len(list(on.store.manifests.with_names())) == 1
+
+
 def test_after_an_interrupt_nothing_starts_and_what_ran_is_still_pending(on: Engine, origin: Origin) -> None:
     assert not on.pulls.are_stopping
     with held(on, origin) as pull:

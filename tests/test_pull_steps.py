@@ -325,13 +325,18 @@ class Copying(One):
 
     def __init__(self, store: DiskStore, stack: ExitStack, *times: float) -> None:
         super().__init__(store, stack)
-        left = list(times)
-        clock: Callable[[], float] = lambda: left.pop(0) if len(left) > 1 else left[0]  # noqa: E731
-        context = replace(self.attempt.context, clock=clock)
+        self.times, self.asked = list(times), 0
+        self.at_time: Callable[[], None] = lambda: None
+        context = replace(self.attempt.context, clock=self.time)
         self.attempt = replace(self.attempt, spec=replace(SPEC, copy=("*",)), context=context)
         self.reservation = stack.enter_context(store.space.reserve(MIB, total=MIB))
         commit(store, file_of(b"a" * 100, "a.bin"), b"a" * 100)
         self.manifest = Manifest("hf://org/m", "a" * 40, (file_of(b"a" * 100, "a.bin"),), copied=("a.bin",))
+
+    def time(self) -> float:
+        self.asked += 1
+        self.at_time()
+        return self.times.pop(0) if len(self.times) > 1 else self.times[0]
 
     def stage(self) -> None:
         with staged_copies(self.manifest, self.attempt, self.reservation):
@@ -353,18 +358,16 @@ def test_copies_wait_for_space_and_at_the_end_fail(store: DiskStore, stack: Exit
     copying.fill()
     with pytest.raises(NoSpace, match="of a copy for the views") as refusal:
         copying.stage()
-    assert refusal.value.short > 0
+    assert (refusal.value.short > 0, copying.asked) == (True, 3)
 
 
 def test_copies_that_wait_for_space_end_with_their_pull(store: DiskStore, stack: ExitStack) -> None:
     copying = Copying(store, stack, 0.0)
     token = copying.attempt.progress.cancel_token
     copying.fill()
-    waits = threading.Timer(0.0, token.cancel)
-    waits.start()
+    copying.at_time = token.cancel
     with pytest.raises(Cancelled):
         copying.stage()
-    waits.join()
     with pytest.raises(Cancelled):
         copying.stage()
     copying.store.space.change(reserve_free=0, limit=None, reserve_inodes=0)

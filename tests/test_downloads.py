@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 
 import pytest
 
-from cachd.errors import CachdError, Cancelled, Corrupt, Forbidden, Unavailable
+from cachd.errors import (
+    CachdError,
+    Cancelled,
+    Changed,
+    Corrupt,
+    DiskFailed,
+    Forbidden,
+    NoSpace,
+    Unavailable,
+)
 from cachd.metrics import Metrics
 from cachd.model import Extent, File, Limits, Ref
 from cachd.policy.parts import MIN_PART_BYTES, SMALL_BYTES
@@ -111,12 +121,18 @@ class Ground:
         )
 
 
-@pytest.fixture
-def ground(store: DiskStore) -> Iterator[Ground]:
+@contextmanager
+def opened(store: DiskStore, streams: int = 4) -> Iterator[Ground]:
     metrics = Metrics()
-    engine = Engine(Streams(4, first=4), Bandwidth(Limits(), metrics), metrics, retries=1)
+    engine = Engine(Streams(streams, first=streams), Bandwidth(Limits(), metrics), metrics, retries=1)
     with closing(engine), ExitStack() as stack:
         yield Ground(store, engine, metrics, stack)
+
+
+@pytest.fixture
+def ground(store: DiskStore) -> Iterator[Ground]:
+    with opened(store) as made:
+        yield made
 
 
 def covered(extents: Sequence[Extent], size: int) -> bool:
@@ -265,6 +281,64 @@ def test_an_empty_file_needs_no_request_to_be_proven(ground: Ground) -> None:
     source = Source(AWAY)
     ground.fetch(b"", source, "second")
     assert source.asked == []
+
+
+def test_a_file_that_somebody_waits_for_begins_before_the_others_of_its_pull(store: DiskStore) -> None:
+    busy, go_on = threading.Event(), threading.Event()
+
+    def keeps_busy(_buffer: memoryview) -> None:
+        busy.set()
+        go_on.wait(PATIENCE_SECONDS)
+
+    with opened(store, streams=1) as ground:
+        ground.engine.streams.append(StreamQuota(), keeps_busy)
+        assert busy.wait(PATIENCE_SECONDS)
+        supplier = ground.join(file_of(SMALL), Source(SMALL))
+        supplier.quota.tasks.append(lambda _: None)  # of another file of the pull
+        assert ground.downloads.hasten(file_of(SMALL)) is True
+        assert supplier.quota.tasks[0] == supplier.turn
+        assert (supplier.queued, len(supplier.quota.tasks)) == (2, 3)
+        go_on.set()
+        ground.end(supplier)
+        assert ground.here(SMALL)
+        assert ground.downloads.hasten(file_of(SMALL)) is False
+
+
+class Failing(Source):
+    def open(self, file: File, extent: Extent, cancel_token: CancelToken) -> ShelfBody:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("content", [SMALL, LARGE], ids=["small", "large"])
+def test_an_error_of_cachd_itself_ends_the_download_for_all(ground: Ground, content: bytes) -> None:
+    with pytest.raises(CachdError) as refusal:
+        ground.fetch(content, Failing(content))
+    assert (type(refusal.value), refusal.value.detail) == (CachdError, "model.bin: ZeroDivisionError")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "leaves_nothing"),
+    [
+        (None, False),
+        (Cancelled("x"), False),
+        (AWAY, False),
+        (Changed("x"), True),
+        (NoSpace("x", short=0), True),
+        (NoSpace("x", short=1), False),
+        (DiskFailed("x", errno=errno.EIO), False),
+        (DiskFailed("x", errno=errno.EROFS), True),
+    ],
+    ids=lambda value: repr(value),
+)
+def test_what_a_download_leaves_for_a_resume_depends_on_its_end(
+    ground: Ground, outcome: CachdError | None, leaves_nothing: bool
+) -> None:
+    supplier = ground.join(file_of(LARGE), Holding(LARGE))
+    while not supplier.download.tally.fetched:
+        supplier.outcomes.wait(0.01)
+    supplier.download.end(outcome)
+    supplier.outcomes.wait_for_all()
+    assert (ground.store.sweep.partial_downloads() == []) is leaves_nothing
 
 
 class Held(ShelfBody):

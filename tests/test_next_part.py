@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 
@@ -10,6 +11,7 @@ import pytest
 
 from cachd.metrics import Metrics
 from cachd.model import Digest, Extent, File, Limits, Ref
+from cachd.policy.outrun import SLOW_BYTES_PER_SECOND
 from cachd.store.disk_store import DiskStore
 from cachd.transfer.bandwidth import Bandwidth
 from cachd.transfer.download.outcomes import Outcomes
@@ -17,7 +19,7 @@ from cachd.transfer.download.part import Part, Parts
 from cachd.transfer.download.supplier import Supplier, Supply
 from cachd.transfer.download.suppliers import Suppliers
 from cachd.transfer.engine import Engine
-from cachd.transfer.streams import StreamQuota, Streams
+from cachd.transfer.streams import Asking, StreamQuota, Streams
 from tests.shelf import ShelfSource
 
 SHA256 = Digest("sha256", "0" * 64)
@@ -122,6 +124,92 @@ def test_when_one_fails_a_benched_one_serves_again(suppliers: Suppliers, joined:
     suppliers.failed(fast, 0.0, 10.0)
     assert (suppliers.most_turns(slow, 5.0), suppliers.most_turns(fast, 5.0)) == (None, 0)
     assert suppliers.most_turns(slow, 10.0) is None, "it is not benched any more"
+
+
+# --- slow ones ---
+
+SLOW, FAST = float(1 * MIB), float(8 * MIB)  # bytes per second
+
+
+def paced(supplier: Supplier, pace: float | None) -> Supplier:
+    """The supplier as if its pace had been measured."""
+    supplier.pace, supplier.was_measured, supplier.running = pace, pace is not None, 1
+    return supplier
+
+
+@pytest.mark.parametrize(
+    ("pace", "other", "is_benched"),
+    [
+        (SLOW, 4 * SLOW, False),
+        (SLOW, 4 * SLOW + 1, True),
+        (SLOW, None, False),
+        (float(SLOW_BYTES_PER_SECOND), None, False),
+        (SLOW_BYTES_PER_SECOND - 1.0, None, True),
+        (None, FAST, False),
+    ],
+)
+def test_a_supplier_that_another_outruns_is_benched(
+    suppliers: Suppliers, joined: Joined, pace: float | None, other: float | None, is_benched: bool
+) -> None:
+    slow, fast = paced(joined("one.test"), pace), paced(joined("two.test"), other)
+    suppliers.watch(10.0, all_parts_taken=False)
+    assert (slow.is_benched, fast.is_benched) == (is_benched, False)
+
+
+def test_another_pull_from_the_same_origin_outruns_nobody(suppliers: Suppliers, joined: Joined) -> None:
+    slow = paced(joined("one.test"), SLOW)
+    paced(joined("one.test"), FAST)
+    suppliers.watch(10.0, all_parts_taken=True)
+    assert not slow.is_benched
+
+
+def test_a_benched_one_is_compared_with_nobody_and_not_all_can_be_benched(
+    suppliers: Suppliers, joined: Joined
+) -> None:
+    benched, other = paced(joined("one.test"), FAST), paced(joined("two.test"), SLOW)
+    benched.bench()
+    suppliers.watch(10.0, all_parts_taken=False)
+    assert (benched.is_benched, other.is_benched) == (True, False)
+
+
+def test_when_those_who_work_hardly_send_the_benched_ones_serve_again(
+    suppliers: Suppliers, joined: Joined
+) -> None:
+    for pace, stays in ((SLOW_BYTES_PER_SECOND, True), (SLOW_BYTES_PER_SECOND - 1, False)):
+        suppliers.clear()
+        benched, works = paced(joined("one.test"), None), paced(joined("two.test"), float(pace))
+        benched.bench()
+        suppliers.watch(10.0, all_parts_taken=False)
+        assert (benched.is_benched, works.is_benched) == (stays, False)
+    works.running = 0
+    benched.bench()
+    suppliers.watch(10.0, all_parts_taken=False)
+    assert benched.is_benched, "nobody works"
+
+
+@pytest.mark.parametrize(
+    ("size", "all_parts_taken", "is_new", "taken"),
+    [
+        (5 * MIB, True, True, [False, False]),
+        (5 * MIB + 1, True, True, [False, True]),
+        (5 * MIB + 1, False, True, [False, False]),
+        (5 * MIB + 1, True, False, [False, False]),
+    ],
+    ids=["it ends soon", "it takes long", "parts wait", "the other works"],
+)
+def test_one_that_is_new_gets_the_part_that_would_take_longest(
+    suppliers: Suppliers, joined: Joined, size: int, all_parts_taken: bool, is_new: bool, taken: list[bool]
+) -> None:
+    known, new = paced(joined("one.test"), SLOW), paced(joined("two.test"), None)
+    new.running = int(not is_new)
+    requests = []
+    for length in (MIB, size):
+        asking = Asking(known.quota, 5.0, {}, {threading.get_ident(): 0}, now=0.0)
+        known.turns[asking] = Part(Extent(0, length))
+        requests.append(asking)
+    suppliers.watch(10.0, all_parts_taken=all_parts_taken)
+    assert [each.is_taken for each in requests] == taken
+    assert not known.is_benched
 
 
 # --- which part ---

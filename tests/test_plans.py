@@ -222,3 +222,16 @@ def test_partial_downloads_go_before_models_and_each_for_one_pull(store: DiskSto
     assert other.name != one.partials[0].name
     (same,) = planner.plan(1, for_pull=victims).partials
     assert same.name == one.partials[0].name
+
+
+def test_an_error_names_deleted_models_that_are_still_open(store: DiskStore, planner: Planner) -> None:
+    snapshot = model(store, "m")
+    error = NoSpace("full")
+    with opened(store, snapshot):
+        store.withdraw("m", force=True)
+        held = store.space.capacity().usage.held
+        named = planner.with_holders(error)
+    assert held >= 64 * KIB
+    assert f"deleted models that are still open ({held} bytes)" in (named.held_by or ())
+    assert named.detail.startswith("full; held by ")
+    assert error.detail == "full"

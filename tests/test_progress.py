@@ -179,6 +179,7 @@ def test_a_pull_of_an_earlier_process_is_shown_as_it_ended() -> None:
     assert (progress.total, progress.now) == (9, Figures(3, 0, 0, 0, is_paused=False))
     progress.end(State.failed)
     assert (progress.total, progress.now.done, progress.state) == (9, 3, State.failed)
+    assert progress.now.hedged == 0
 
 
 @pytest.mark.parametrize(

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 import pytest
 
 from cachd.errors import NoSpace, TooBig
 from cachd.metrics import Metrics
-from cachd.model import Digest, File, Manifest, Snapshot
+from cachd.model import Digest, Extent, File, Manifest, Snapshot
 from cachd.store.disk_store import DiskStore
 from cachd.store.space import Reservation
 from cachd.transfer.evictor import Evictor
 from cachd.transfer.plans import Planner, Victims
 from cachd.transfer.pull_space import PullSpace
 from tests.ground.models import noise
-from tests.ground.stored import MIB, publish
+from tests.ground.stored import MIB, file_of, publish, write
 
 NOW = 1_000_000.0
 DAY = 86400.0
@@ -58,6 +58,23 @@ class Ground:
 def ground(store: DiskStore) -> Iterator[Ground]:
     with ExitStack() as stack:
         yield Ground(store, stack)
+
+
+def test_a_partial_download_of_an_ended_pull_goes_before_any_model(ground: Ground) -> None:
+    ground.have("a", age=3 * DAY)
+    content = noise(MIB, seed=7)
+    with closing(ground.store.content.begin(file_of(content))) as ingest:
+        ingest.allocate(Extent(0, MIB))
+        write(ingest, content, Extent(0, MIB // 2))
+    ground.leave(MIB // 4)
+    space, reservation = ground.pull(MIB)
+    (victims,) = ground.planner.victims
+    assert (len(victims.plan.partials), len(victims.plan.choices)) == (1, 0)
+    assert reservation.owed > 0
+    assert space.make_space(reservation, MIB)
+    assert (ground.store.sweep.partial_downloads(), ground.names) == ([], ["a"])
+    assert reservation.owed == 0
+    assert ground.metrics.swept_bytes.labels("ingest")._value.get() >= MIB // 2
 
 
 def test_a_pull_that_fits_chooses_nobody(ground: Ground) -> None:
@@ -194,7 +211,8 @@ def test_victims_for_inodes_go_while_inodes_lack(ground: Ground) -> None:
     assert space.make_space(reservation, 1)
     assert (ground.names, reservation.owed_inodes) == (["a", "b"], 2), "no inodes lack"
     free = ground.store.space.capacity().free_inodes
-    ground.store.space.change(reserve_free=0, limit=None, reserve_inodes=free)
+    more = free + 1_000_000  # however many files other processes remove meanwhile
+    ground.store.space.change(reserve_free=0, limit=None, reserve_inodes=more)
     space._victims.for_inodes = ground.planner.plan_inodes(2, for_pull=Victims("pull")).choices
     left = []
     for _ in range(3):

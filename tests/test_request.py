@@ -117,6 +117,7 @@ def test_a_request_that_joins_may_pin(pins: bool) -> None:
 
 def test_a_retry_counts_those_before_it() -> None:
     first = Pull(asked())
+    assert (first.priority, first.quota.priority) == (0, 0)
     second = Pull(asked(), after=first, priority=3, replace=True, pins=True)
     assert (second.retries, Pull(asked(), after=second).retries) == (1, 2)
     assert (second.priority, second.quota.priority) == (3, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import pytest
 from cachd.errors import Cancelled
 from cachd.sources.cancel import CancelToken
 from cachd.transfer.slots import Slot, SlotQueue
+from tests.ground.site import until
 
 PATIENCE_SECONDS = 120.0
 
@@ -162,9 +164,63 @@ def test_a_pull_leaves_the_queue_once() -> None:
         True,
         False,
     ]
-    assert (len(waiting), waiting.lengths[-4:]) == (1, [2, 2, 1, 1])
+    assert (len(waiting), waiting.lengths) == (1, [1, 2, 3, 2, 2, 1, 1])
     assert waiting.names(1) == ["b"]
     assert waiting.leave(b) is False
+
+
+def test_those_behind_a_pull_that_leaves_keep_their_order() -> None:
+    first = Asked("first", priority=3)
+    waiting = queue(9, first, Asked("third", priority=1), Asked("second", priority=2))
+    waiting.leave(first)
+    assert waiting.names(2) == ["second", "third"]
+    now, late, soon = Asked("now"), Asked("late"), Asked("soon")
+    for pull, seconds in ((now, 10), (late, 30), (soon, 20)):
+        waiting.add_later(pull, seconds)
+    waiting.leave(now)
+    waiting.clock.now += 20
+    assert waiting.names(1) == ["soon"]
+    assert len(waiting) == 1
+
+
+def test_a_thread_that_waits_for_a_pull_gets_the_one_that_is_added_then() -> None:
+    adds: list[Callable[[Queue, Asked], None]] = [Queue.add, lambda on, pull: on.add_later(pull, 0)]
+    for add in adds:
+        waiting, pull = queue(1), Asked("a")
+        with ThreadPoolExecutor(1) as pool:
+            found = pool.submit(waiting.next)
+            until(lambda: waiting._changed._waiters)  # type: ignore[attr-defined]  # noqa: B023
+            add(waiting, pull)
+            assert found.result(PATIENCE_SECONDS) is pull
+
+
+def test_a_pull_that_waits_for_its_slot_is_woken_when_it_is_cancelled() -> None:
+    a, b = Asked("a"), Asked("b", "other")
+    waiting, token = queue(1, a, b), CancelToken()
+    assert waiting.names(1) == ["a"]
+    waiting.lend(a)
+    assert waiting.names(1) == ["b"]
+    with ThreadPoolExecutor(1) as pool:
+        returned = pool.submit(Slot(waiting, a, token).take_when_free)
+        until(lambda: waiting.returning)
+        token.cancel()
+        with pytest.raises(Cancelled):
+            returned.result(PATIENCE_SECONDS)
+    assert waiting.returning == 0
+
+
+def test_a_slot_that_is_taken_back_is_in_use() -> None:
+    a, b, c = Asked("a"), Asked("b", "two"), Asked("c", "three")
+    waiting = queue(1, a, b, c)
+    assert waiting.names(1) == ["a"]
+    slot = Slot(waiting, a, CancelToken())
+    slot.lend()
+    assert waiting.names(1) == ["b"]
+    slot.take()
+    waiting.end(b)
+    assert waiting.is_full
+    waiting.end(a)
+    assert waiting.names(1) == ["c"]
 
 
 def test_a_pull_is_queued_when_its_time_has_come() -> None:

@@ -6,6 +6,7 @@ from contextlib import closing
 from dataclasses import replace
 
 import pytest
+from structlog.testing import capture_logs
 
 from cachd.metrics import Metrics
 from cachd.model import Percentage
@@ -95,6 +96,15 @@ def test_models_that_exceed_the_limit_all_the_same_are_not_evicted_in_vain(store
     assert ground.names == "bc", "the others fit into the limit"
 
 
+def test_without_a_limit_of_their_own_models_go_when_the_disk_is_full(store: DiskStore) -> None:
+    ground = Ground(store, RULES, "ab")
+    free = store.space.capacity().free
+    store.space.change(reserve_free=free, limit=None, reserve_inodes=0)
+    ground.watch.relieve()
+    assert ground.names == ""
+    assert set(ground.reasons) == {"pressure"}
+
+
 @pytest.mark.parametrize(("unused_seconds", "left"), [(0.0, "abc"), (8 * 86400.0, "c"), (9 * 86400.0, "bc")])
 def test_what_nobody_used_for_so_long_is_evicted(store: DiskStore, unused_seconds: float, left: str) -> None:
     ground = Ground(store, replace(RULES, unused_seconds=unused_seconds), "abc")
@@ -125,6 +135,47 @@ def test_uses_are_checked_more_often_while_a_process_may_be_starting(store: Disk
     store.watch_all()
     if store.watch.sees_all_opens():
         assert ground.watch.seconds_between_checks() == 60
+
+
+def test_a_tick_checks_uses_when_it_is_time_and_relieves_the_disk_always(store: DiskStore) -> None:
+    ground = Ground(store, replace(RULES, unused_seconds=8 * 86400.0), "abcd")
+    ground.watch._checked_at = 100.0
+    every = ground.watch.seconds_between_checks()
+    ground.clock.now += every - 0.1
+    assert ground.watch._tick() == 1.0
+    assert ground.names == "abcd"
+    ground.clock.now += 0.1
+    ground.watch._tick()
+    assert (ground.names, ground.watch._checked_at) == ("cd", ground.clock.now)
+    ground.limit(models=2.1)
+    ground.watch._tick()
+    assert (ground.names, ground.reasons[0]) == ("d", "pressure")
+
+
+def test_a_tick_ends_leases_that_have_expired(store: DiskStore) -> None:
+    ground = Ground(store, RULES, "a")
+    lease = store.leases.take("a", "job", until=NOW + 60.0)
+    ground.time.now = NOW + 59.0
+    ground.watch._tick()
+    assert [each.id for each in store.leases.of("a", NOW)] == [lease.id]
+    ground.time.now = NOW + 60.0
+    ground.watch._tick()
+    assert store.leases.of("a", NOW) == []
+
+
+def test_that_too_little_can_be_freed_is_logged_once_until_there_is_space_again(store: DiskStore) -> None:
+    ground = Ground(store, RULES, "ab")
+    for name in "ab":
+        store.pins.add(name)
+    with capture_logs() as logs:
+        for models in (1.5, 1.5, 9.0, 1.5):
+            ground.limit(models=models)
+            ground.watch.relieve()
+    warnings = [each for each in logs if each["event"].startswith("too little space can be freed")]
+    assert len(warnings) == 2
+    assert warnings[0]["short_bytes"] > 0
+    assert len(warnings[0]["held_by"]) == 2
+    assert ground.names == "ab"
 
 
 def test_the_thread_checks_uses_and_ends(store: DiskStore) -> None:

@@ -19,6 +19,7 @@ from cachd.transfer.streams import (
     Asking,
     StreamQuota,
 )
+from tests.ground.site import until
 from tests.test_streams import PATIENCE_SECONDS, Gate, Order, streams
 
 KIB = 1 << 10
@@ -156,10 +157,20 @@ class Slow:
 
 
 @pytest.mark.parametrize(
-    ("waiting", "running", "is_claimed"), [(0, 0, True), (1, 0, True), (-1, 0, False), (0, 1, False)]
+    ("waiting", "running", "others", "is_claimed"),
+    [
+        (0, 0, 1, True),
+        (1, 0, 1, True),
+        (-1, 0, 1, False),
+        (0, 1, 1, False),
+        (0, 1, 2, False),
+        (0, 1, 3, True),
+        (1, 5, 1, True),
+        (-1, 1, 9, False),
+    ],
 )
 def test_a_waiting_pull_claims_a_slow_stream_of_one_that_does_not_go_before_it(
-    waiting: int, running: int, is_claimed: bool
+    waiting: int, running: int, others: int, is_claimed: bool
 ) -> None:
     with streams(1) as pool:
         slow, quota, other, order = Slow(), StreamQuota(), StreamQuota(waiting), Order()
@@ -169,9 +180,11 @@ def test_a_waiting_pull_claims_a_slow_stream_of_one_that_does_not_go_before_it(
         pool.claim(other)
         assert not slow.ended.is_set(), "nothing of the other one waits"
         other.running += running
+        quota.running += others - 1
         pool.submit(other, order.task("other"))
         pool.claim(other)
         other.running -= running
+        quota.running -= others - 1
         if not is_claimed:
             (request,) = pool._asking.values()
             assert not request.is_taken
@@ -179,6 +192,26 @@ def test_a_waiting_pull_claims_a_slow_stream_of_one_that_does_not_go_before_it(
         assert slow.ended.wait(PATIENCE_SECONDS)
         assert slow.is_taken is is_claimed
         assert order.all.wait(PATIENCE_SECONDS)
+
+
+def test_of_several_slow_streams_the_pull_with_most_gives_one() -> None:
+    with streams(2) as pool:
+        few, many, other, order = Slow(), Slow(), StreamQuota(), Order()
+        quotas = {slow: StreamQuota() for slow in (few, many)}
+        for slow, quota in quotas.items():
+            pool.submit(quota, slow.task(pool, quota))
+            assert slow.reached.wait(PATIENCE_SECONDS)
+        quotas[many].running += 3
+        pool.submit(other, order.task("other"))
+        pool.claim(other)
+        assert many.ended.wait(PATIENCE_SECONDS)
+        quotas[many].running -= 3
+        assert order.all.wait(PATIENCE_SECONDS)
+        (request,) = pool._asking.values()
+        assert (many.is_taken, request.is_taken) == (True, False)
+        request.cancel()
+        assert few.ended.wait(PATIENCE_SECONDS)
+        until(lambda: not pool._asking)
 
 
 def test_no_stream_is_claimed_while_one_is_free() -> None:

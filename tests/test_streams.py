@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import pytest
+
+from cachd.errors import Unavailable
 from cachd.kernel import threads
 from cachd.transfer.streams import NICENESS, StreamQuota, Streams
+from tests.ground.site import until
 
 PATIENCE_SECONDS = 120
 
@@ -216,6 +221,155 @@ def test_streams_that_keep_the_cores_busy_become_fewer() -> None:
         assert fewer.wait(PATIENCE_SECONDS)
     finally:
         ended.set()
+        pool.close()
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_the_number_at_work_is_measured_over_half_a_second_in_which_all_have_work() -> None:
+    told, clock, quota = list[int](), Clock(), StreamQuota()
+    steps: queue.Queue[tuple[float, int] | None] = queue.Queue()
+    taken = threading.Semaphore(0)
+
+    def receives(_buffer: memoryview) -> None:
+        while (step := steps.get(timeout=PATIENCE_SECONDS)) is not None:
+            clock.now, count = step
+            pool.received(count)
+            taken.release()
+
+    def step(now: float, count: int) -> list[int]:
+        steps.put((now, count))
+        assert taken.acquire(timeout=PATIENCE_SECONDS)
+        return told
+
+    gate = Gate()
+    pool = Streams(8, first=2, changed=told.append, clock=clock)
+    try:
+        pool.append(quota, receives, gate)
+        assert gate.reached.wait(PATIENCE_SECONDS)
+        assert step(100.0, 10**6) == [2]
+        assert step(100.6, 10**6) == [2], "no task waits: the rate says nothing"
+        waiting = StreamQuota()
+        waiting.tasks.append(gate)
+        with pool._lock:
+            pool._admit(waiting)  # no stream is woken
+        assert step(100.7, 10**6) == [2]
+        assert pool._interval is None, "not before it has settled"
+        assert step(100.8, 10**6) == [2]
+        assert step(101.29, 10**6) == [2]
+        assert step(101.3, 10**6) == [2, 3]
+        assert pool.at_work == 3
+    finally:
+        steps.put(None)
+        gate.open.set()
+        pool.close()
+
+
+@pytest.mark.parametrize(
+    ("priority", "running", "own", "yields"),
+    [
+        (1, 0, 0, True),
+        (0, 0, 1, False),
+        (0, 0, 2, True),
+        (0, 1, 2, False),
+        (0, 1, 3, True),
+        (-1, 0, 9, False),
+    ],
+)
+def test_a_stream_yields_to_a_pull_that_waits_and_has_a_higher_priority_or_two_tasks_fewer(
+    priority: int, running: int, own: int, yields: bool
+) -> None:
+    gate, quota, other = Gate(), StreamQuota(), StreamQuota(priority)
+    with streams(1) as pool:
+        pool.append(StreamQuota(), gate)
+        assert gate.reached.wait(PATIENCE_SECONDS)
+        quota.running, other.running = own, running
+        assert not pool.should_yield(quota), "nothing of the other one waits"
+        pool.append(other, lambda _: None)
+        assert pool.should_yield(quota) is yields
+        gate.open.set()
+
+
+def test_a_stream_does_not_yield_to_a_pull_whose_origin_takes_no_request_but_to_one_of_its_own() -> None:
+    gate, quota, other = Gate(), StreamQuota(), StreamQuota(1)
+    with streams(1) as pool:
+        pool.append(StreamQuota(), gate)
+        assert gate.reached.wait(PATIENCE_SECONDS)
+        server = other.server = pool.origins.of("https://host/x")
+        server.begin()
+        with server.serving():
+            for _ in range(2):
+                server.refused(Unavailable("busy", code="origin_failed", origin_status=503))
+        pool.append(other, lambda _: None)
+        assert not pool.should_yield(quota)
+        quota.server = server
+        assert pool.should_yield(quota)
+        server.end()
+        quota.server = None
+        assert pool.should_yield(quota)
+        gate.open.set()
+
+
+def test_delayed_tasks_that_are_due_go_before_those_that_wait() -> None:
+    order, gate, quota, clock = Order(), Gate(), StreamQuota(), Clock()
+    pool = Streams(1, first=1, clock=clock)
+    try:
+        pool.append(StreamQuota(), gate)
+        assert gate.reached.wait(PATIENCE_SECONDS)
+        pool.append(quota, order.task("waits"))
+        for number, seconds in enumerate((5.0, 5.0, 4.0)):
+            pool.submit_later(quota, order.task(f"later {number}"), seconds)
+        clock.now += 5.0
+        gate.open.set()
+        assert order.all.wait(PATIENCE_SECONDS)
+    finally:
+        pool.close()
+    assert (len(order.ran), order.ran[-1]) == (4, "waits")
+
+
+def test_a_free_stream_wakes_up_when_a_delayed_task_is_due() -> None:
+    order = Order()
+    with streams(1) as pool:
+        assert not pool.is_one_too_many, "the calling thread is no stream"
+        pool.submit_later(StreamQuota(), order.task("later"), 0.05)
+        pool.submit_later(StreamQuota(), order.task("now"), 0.0)
+        assert order.all.wait(PATIENCE_SECONDS)
+    assert order.ran == ["now", "later"]
+
+
+def test_after_the_last_task_nothing_counts_as_running() -> None:
+    order, quota = Order(), StreamQuota()
+    with streams(2) as pool:
+        quota.server = pool.origins.of("https://host/x")
+        pool.append(quota, *(order.task(str(number)) for number in range(5)))
+        assert order.all.wait(PATIENCE_SECONDS)
+        until(lambda: not pool._busy)
+        assert (quota.running, quota.server._limit.running, pool._quotas) == (0, 0, [])
+
+
+def test_a_pool_that_is_closed_drops_what_waits_and_ends_what_runs() -> None:
+    order, gate = Order(), Gate()
+    pool = Streams(1, first=1)
+    pool.append(StreamQuota(), gate, order.task("never"))
+    assert gate.reached.wait(PATIENCE_SECONDS)
+    closing = threading.Thread(target=pool.close)
+    closing.start()
+    until(lambda: pool._closed)
+    gate.open.set()
+    closing.join(PATIENCE_SECONDS)
+    assert order.ran == []
+    assert not any(thread.is_alive() for thread in pool._threads)
+
+
+def test_without_a_first_number_there_is_a_stream_for_each_core_within_bounds() -> None:
+    for most, expected in ((32, min(max(threads.CORES, 4), 16)), (2, 2)):
+        pool = Streams(most)
+        assert pool.at_work == expected
         pool.close()
 
 

@@ -83,7 +83,6 @@ def _go_on_in_parts(
     download.blocks.begin_ingest()
     assembly = Assembly.begun(download, supplier)
     part.sender, part.hash = supplier, assembly.ingest.part_hash()
-    assembly.comes_from(supplier)
     try:
         if content:
             assembly.blocks.allocate(assembly.ingest, part, len(content))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
-from contextlib import suppress
 
 from cachd.api.admission import Connections, Counted, Stage, peer_of
 from cachd.api.connection import Connection
@@ -54,13 +53,15 @@ class Handshake:
             sock.close()
 
     async def _shake_hands(self) -> None:
-        with suppress(OSError, ValueError):  # ssl.SSLError and TimeoutError are OSErrors
+        try:
             await self.loop.connect_accepted_socket(
                 lambda: self._made(self),
                 self._sock,
                 ssl=self._certificate.context(),
                 ssl_handshake_timeout=self._counted.bounds.handshake_seconds,
             )
+        except (OSError, ValueError):  # ssl.SSLError and TimeoutError are OSErrors
+            self._sock.close()
 
     def _ended(self, handshake: asyncio.Task[None]) -> None:
         self._counted.leave(self)

@@ -11,10 +11,12 @@ import pytest
 
 from cachd.errors import CachdError, Unavailable
 from cachd.policy.backoff import FIRST_SECONDS
+from cachd.sources import s3_trial
 from cachd.sources.aws import Keys, Place
 from cachd.sources.aws_relay import Elsewhere, Expired, SlowDown
 from cachd.sources.buckets import Buckets, Service
 from cachd.sources.cancel import CancelToken
+from cachd.sources.s3 import BucketSource
 from tests.fetching import http
 
 ENDPOINT = "https://s3.example"
@@ -140,6 +142,12 @@ def test_a_link_names_the_object_its_version_and_who_pays() -> None:
     plain = buckets(region="r")
     assert "versionId" not in plain.link("bucket", "a/x", None, TOKEN)
     assert (plain.payer, plain.headers) == ({}, {})
+
+
+def test_the_credentials_of_a_source_are_tried_where_they_come_from(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("[default]\naws_access_key_id = AKID\naws_secret_access_key = x\n")
+    source = BucketSource(http(), Service(endpoint_url=ENDPOINT), Keys(tmp_path / "keys"))
+    assert s3_trial.credentials_from(source, TOKEN) == "shared-credentials-file"
 
 
 def test_credentials_come_from_their_file_and_not_to_somebody_anonymous(tmp_path: Path) -> None:

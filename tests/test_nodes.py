@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
@@ -152,6 +153,7 @@ def test_a_writer_that_ended_is_followed_at_once(shared: Path) -> None:
     term.end({"code": "file_not_found"})
     assert nodes.writer() is None
     assert nodes.ended_with(1) == {"code": "file_not_found"}
+    assert "beat" not in {thread.name for thread in threading.enumerate()}
     assert not (shared / ".cachd/nodes/1.work").exists()
 
 

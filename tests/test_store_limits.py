@@ -147,6 +147,9 @@ def test_on_a_disk_that_the_node_uses_the_kubelet_s_thresholds_are_kept_and_repo
     (warning,) = logs
     assert (warning["reserve_free_bytes"], warning["log_level"]) == (0, "warning")
     assert warning["kubelet_bytes"] == pytest.approx(0.1 * now.total, abs=1)
+    with capture_logs() as logs:
+        bounds.set(options(root, kubelet_thresholds={"nodefs.available": "1000000"}, reserve_free=10**6))
+    assert logs == []
 
 
 # --- turns on a shared volume ---

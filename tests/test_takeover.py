@@ -76,6 +76,24 @@ def test_a_download_is_moved_if_its_writer_has_ended_and_else_copied(root: Path,
     assert not (root / ".cachd/nodes/3.work").exists()
 
 
+def test_what_a_former_writer_cannot_use_goes_before_its_downloads_are_copied(root: Path) -> None:
+    former = work_of(root, 3)
+    begun(former)
+    (former.staging / "large").write_bytes(b"1")
+    (former.trash / "large").write_bytes(b"1")
+    with capture_logs(processors=[lambda _logger, _method, entry: {**entry, "left": left(root)}]) as logged:
+        taken(root)
+    assert [(entry["event"], entry["left"]) for entry in logged] == [("partial download taken over", [])]
+
+
+def left(root: Path) -> list[Path]:
+    """What is in the staging and trash directories of the former writers that writer 5 has taken over."""
+    return [
+        *root.glob(".cachd/nodes/5.work/former-*/staging/*"),
+        *root.glob(".cachd/nodes/5.work/former-*/trash/*"),
+    ]
+
+
 def test_writers_with_higher_numbers_keep_what_they_have(root: Path) -> None:
     later = begun(work_of(root, 6))
     own = begun(work_of(root, 5), OTHER)

@@ -53,8 +53,9 @@ if TYPE_CHECKING:  # it is imported only if it is on
 
 log = structlog.get_logger(__name__)
 
-# Objects between two collections. A pull of many small files makes this many at once, and none in a cycle.
-_COLLECT_AFTER = 10_000
+# A pull of many small files makes 10,000 objects at once, and none in a cycle. The second generation is
+# collected twice as often as usual, and is half as large then, because probes wait meanwhile.
+_COLLECT_AFTER = 10_000, 5, 20
 _ENDINGS_SECONDS = 2.0  # of the five that a stop gives to answers that are under way
 
 
@@ -232,4 +233,4 @@ def _scrape(
 def _collect_seldom() -> None:
     """Let garbage collections skip all objects made so far, so that none delays a probe."""
     gc.freeze()
-    gc.set_threshold(_COLLECT_AFTER)
+    gc.set_threshold(*_COLLECT_AFTER)

@@ -90,10 +90,13 @@ def copied(
         buffer = memoryview(bytearray(READ_BYTES))
         for part, expected in _readable(parts_of(damaged), file.size):
             read, written = parts.new(), parts.new()
-            is_missing = any(gap.start <= part.start and part.stop <= gap.stop for gap in gaps())
-            if not is_missing or not _is_read(fd, part, read, buffer) or read.hexdigest != expected:
+            if not any(gap.start <= part.start and part.stop <= gap.stop for gap in gaps()):
                 continue
-            if _is_read(fd, part, written, buffer, data.write) and written.hexdigest == expected:
+            _read(fd, part, read, buffer)
+            if read.hexdigest != expected:
+                continue
+            _read(fd, part, written, buffer, data.write)
+            if written.hexdigest == expected:
                 yield Recovered(part, written, is_synced=False)
     finally:
         os.close(fd)
@@ -112,23 +115,22 @@ def _skip(_offset: int, _view: memoryview) -> None:
     """The write of a part that is only hashed."""
 
 
-def _is_read(
+def _read(
     fd: int,
     part: Extent,
     hashed: PartHash,
     buffer: memoryview,
     write: Callable[[int, memoryview], None] = _skip,
-) -> bool:
-    """Hash a part of the file `fd`, and `write` it. Returns False if it cannot be read completely."""
+) -> None:
+    """Hash a part of the file `fd`, and `write` it, as far as it can be read."""
     offset = part.start
     while offset < part.stop:
         try:
             got = os.preadv(fd, [buffer[: part.stop - offset]], offset)
         except OSError:
-            return False
+            return
         if not got:
-            return False
+            return
         hashed.update(buffer[:got])
         write(offset, buffer[:got])
         offset += got
-    return True

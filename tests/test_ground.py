@@ -26,6 +26,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils._http import parse_ratelimit_headers
 
+from cachd.sources.huggingface import ask_over_our_client
 from tests.ground import origin as ground
 from tests.ground.hub import Hub
 from tests.ground.origin import Origin, Server
@@ -54,6 +55,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     huggingface_hub.set_client_factory(lambda: httpx2.Client(follow_redirects=True))
     with Hub() as hub:
         yield hub
+    ask_over_our_client.cache_clear()
+    ask_over_our_client()  # as it was: other tests of this process have sources that ask over it
 
 
 @contextlib.contextmanager

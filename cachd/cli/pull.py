@@ -188,11 +188,14 @@ async def _until_ready(
     from cachd.cli.follow import Pulled, follow
     from cachd.terminal.progress import progress_bars
 
-    begun = await client.pull(asked)
-    name = begun["name"]
+    begun: dict[str, Any] | None = None
     try:
+        begun = await client.pull(asked)
         with progress_bars() as update:
-            return begun, await follow(client, name, seconds, Pulled(begun), update)
+            return begun, await follow(client, begun["name"], seconds, Pulled(begun), update)
     except asyncio.CancelledError:  # by Ctrl-C
-        note(output, f"the pull goes on{_next_commands(name)}")
+        if begun is None:
+            note(output, "interrupted before the daemon answered: the pull may go on\n  see it: cachd ls")
+        else:
+            note(output, f"the pull goes on{_next_commands(begun['name'])}")
         raise

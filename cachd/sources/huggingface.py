@@ -35,7 +35,7 @@ _ACCOUNT_BYTES = 1 << 20
 
 
 @functools.cache
-def _ask_over_our_client() -> None:
+def ask_over_our_client() -> None:
     """Let the Hub's client ask over ours. Once: it closes the session in which other threads ask."""
     set_client_factory(lambda: httpx2.Client(transport=_HttpTransport(), trust_env=False))
 
@@ -60,7 +60,7 @@ class HubSource:
     ) -> None:
         self._http, self._endpoint, self._token = http, endpoint.rstrip("/"), token
         self._check, self._is_main = check, is_main
-        _ask_over_our_client()
+        ask_over_our_client()
 
     def resolve(self, ref: Ref, cancel_token: CancelToken) -> Manifest:
         """See `Source.resolve`. One request gives the commit and its files, unless a mirror answers less."""

@@ -428,3 +428,15 @@ def test_a_commit_without_a_file_descriptor_is_tried_again(tmp_path: Path) -> No
         disk.heal()
         until(lambda: on.download.tally.is_over)
         assert ground.here(CONTENT)
+
+
+def test_an_ingest_whose_bytes_are_all_here_is_hashed_without_a_request(ground: Ground) -> None:
+    first = Assembled(ground)
+    received(first)
+    first.assembly.ingest.close()
+    on = Steps(ground, Source(CONTENT), CONTENT)
+    ingest = on.begin()
+    assert ingest.behind == len(CONTENT)
+    on.assembly.begin(on.supplier)
+    until(lambda: ingest.is_hashed)
+    assert (on.source.asked, ingest.agrees) == ([], True)

@@ -11,6 +11,7 @@ import pytest
 from cachd.errors import Cancelled
 from cachd.sources.cancel import CancelToken
 from cachd.transfer.slots import Slot, SlotQueue
+from tests.ground.counted import counted
 from tests.ground.site import until
 
 PATIENCE_SECONDS = 120.0
@@ -248,3 +249,15 @@ def test_a_closed_queue_gives_out_whoever_waits_and_then_nobody() -> None:
     assert sorted(waiting.names(3)) == ["b", "c", "late"]
     assert waiting.next() is None
     assert (len(waiting), waiting.lengths[-1]) == (0, 0)
+
+
+def test_those_at_work_are_listed_and_change_with_the_lock() -> None:
+    pull = Asked("a")
+    waiting = queue(1, pull)
+    slot = Slot(waiting, pull, CancelToken())
+    assert waiting.names(1) == ["a"]
+    steps: list[Callable[[], object]] = [slot.lend, slot.take, waiting.at_work]
+    with counted(waiting, "_changed") as lock:
+        for number, step in enumerate(steps, 1):
+            step()
+            assert lock.here == number

@@ -23,11 +23,10 @@ def pull_of(name: str) -> Pull:
     return Pull(ModelSpec(Ref.parse(f"hf://org/{name}"), name))
 
 
-def failed(name: str, *, characters: int = 9) -> Pull:
-    """A pull that has failed with an error of so many characters."""
-    pull, error = pull_of(name), NotFound("x" * characters, code="repo_not_found")
-    pull.end(State.failed, error)
-    pull.wake(error)
+def failed(name: str) -> Pull:
+    pull = pull_of(name)
+    pull.end(State.failed, ABSENT)
+    pull.wake(ABSENT)
     return pull
 
 
@@ -38,7 +37,9 @@ def newest(store: DiskStore) -> NewestPulls:
 
 def test_the_newest_pull_of_a_name_takes_the_place_of_the_one_before(newest: NewestPulls) -> None:
     first, second, other = pull_of("m"), pull_of("m"), pull_of("a")
-    assert (newest.of("m"), newest.shown("m"), newest.unfinished("m"), newest.all_shown()) == (None,) * 3 + ([],)
+    assert (newest.of("m"), newest.shown("m"), newest.unfinished("m"), newest.all_shown()) == (None,) * 3 + (
+        [],
+    )
     for each in (first, second, other):
         newest.add(each)
     assert (newest.of("m"), newest.shown("m"), newest.unfinished("m")) == (second, second, second)
@@ -112,25 +113,16 @@ def large(name: str, files: int) -> Pull:
     return pull
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda name: failed(name, characters=MAX_REMEMBERED_BYTES // 8),
-        lambda name: large(name, MAX_REMEMBERED_BYTES // 2000),
-    ],
-    ids=["long errors", "many files"],
-)
 def test_pulls_that_take_much_memory_are_forgotten_earlier_but_the_last_one_stays(
-    newest: NewestPulls, make: Callable[[str], Pull]
+    newest: NewestPulls,
 ) -> None:
     for name, forgotten in (("a", []), ("b", ["a"]), ("c", ["b"])):
-        pull = make(name)
+        pull = large(name, MAX_REMEMBERED_BYTES // 2000)
         newest.add(pull)
         assert newest.count_ended(pull) == forgotten
-    small = failed("small")
+    small, huge = failed("small"), large("huge", MAX_REMEMBERED_BYTES // 1000)
     newest.add(small)
     assert newest.count_ended(small) == []
-    huge = failed("huge", characters=MAX_REMEMBERED_BYTES)
     newest.add(huge)
     assert newest.count_ended(huge) == ["c", "small"]
     assert newest.all_shown() == [huge]

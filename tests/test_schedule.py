@@ -246,3 +246,10 @@ def test_the_space_for_a_download_is_waited_for_until_it_has_a_turn_again(schedu
     with capture_logs() as logs:
         scheduled.schedule.wait_for_space()
     assert logs == [], "it was paused already"
+
+
+def test_a_retry_is_counted_by_the_code_of_its_error(scheduled: Scheduled) -> None:
+    supplier = scheduled.join()
+    away = Unavailable("away", code="origin_failed", retry_after=7.0)
+    scheduled.schedule.retry_seconds(supplier, Part(PART), 0, away)
+    assert scheduled.metrics.origin_retries.labels("origin_failed")._value.get() == 1

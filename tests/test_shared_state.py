@@ -47,7 +47,11 @@ def test_origins() -> None:
     origin = origins.of("https://host/x")
     check_taken(origins, (lambda: origins.of("https://host/x"), 1))
     check_taken(
-        origin, (origin.begin, 1), (origin.end, 1), (lambda: served(origin), 2), (lambda: origin.refused(BUSY), 1)
+        origin,
+        (origin.begin, 1),
+        (origin.end, 1),
+        (lambda: served(origin), 2),
+        (lambda: origin.refused(BUSY), 1),
     )
     with origin.serving():
         for _ in range(2):

@@ -409,7 +409,9 @@ def test_the_threads_of_a_pool_have_all_begun_when_it_is_given() -> None:
         lambda pool: pool.claim(StreamQuota()),
     ],
 )
-def test_what_all_streams_share_is_changed_and_compared_with_the_lock(step: Callable[[Streams], None]) -> None:
+def test_what_all_streams_share_is_changed_and_compared_with_the_lock(
+    step: Callable[[Streams], None],
+) -> None:
     with streams(1) as pool, counted(pool) as lock:
         step(pool)
         assert lock.here == 1

@@ -428,3 +428,42 @@ def test_a_commit_without_a_file_descriptor_is_tried_again(tmp_path: Path) -> No
         disk.heal()
         until(lambda: on.download.tally.is_over)
         assert ground.here(CONTENT)
+
+
+def test_an_ingest_whose_bytes_are_all_here_is_hashed_without_a_request(ground: Ground) -> None:
+    first = Assembled(ground)
+    received(first)
+    first.assembly.ingest.close()
+    on = Steps(ground, Source(CONTENT), CONTENT)
+    ingest = on.begin()
+    assert ingest.behind == len(CONTENT)
+    on.assembly.begin(on.supplier)
+    until(lambda: ingest.is_hashed)
+    assert (on.source.asked, ingest.agrees) == ([], True)
+
+
+def test_bytes_that_find_no_space_let_the_download_wait_for_it(ground: Ground) -> None:
+    on = Assembled(ground)
+    (part,) = on.queue(FIRST)
+    keep_free(ground, 100)
+    on.work()
+    assert on.download.tally.is_waiting_for_space
+    assert (part.reached, part.due, on.download.tally.received) == (0, 100.5, 0)
+    assert on.assembly.parts.count(on.supplier, 100.5) == 1
+
+
+def test_blocks_that_no_part_has_paid_for_are_charged_at_the_commit(ground: Ground) -> None:
+    on = Assembled(ground)
+    received(on)
+    on.download.blocks.begin(on.assembly.ingest.allocated - 4096)
+    before = on.reservation.left
+    on.assembly.commit()
+    assert before - on.reservation.left == 4096
+
+
+def test_a_call_queues_the_turns_of_the_parts_that_wait(ground: Ground) -> None:
+    on = Assembled(ground)
+    on.queue(FIRST, SECOND, THIRD)
+    on.assembly.serve()
+    on.schedule.call()
+    until(lambda: ground.here(CONTENT))

@@ -12,10 +12,12 @@ from cachd.errors import NoSpace
 from cachd.model import Digest, Extent, File, Percentage
 from cachd.store.disk_store import DiskStore
 from cachd.store.ingest import Ingest
+from cachd.store.overhead import beside_file
 from cachd.store.space import Reservation
 from cachd.transfer.download.blocks import Blocks, NoSpaceNow
 from cachd.transfer.download.part import Part
 from cachd.transfer.download.tally import Tally
+from tests.ground.counted import counted
 from tests.ground.disks import FuseDisk
 from tests.ground.pause import PATIENCE_SECONDS, paused_before
 
@@ -150,3 +152,48 @@ def test_bytes_whose_space_was_taken_after_it_was_granted_are_fetched_again(tmp_
             allocating.result(PATIENCE_SECONDS)
         assert (paying.part.lacking, paying.tally.received) == (64, 0)
         assert (paying.part.allocated, reservation.left) == (0, before)
+
+
+def test_pulls_that_pay_are_listed_with_the_lock(paying: Paying) -> None:
+    paying.pull()
+    other = paying.pull()
+    steps = [
+        lambda: paying.blocks.share_with(other),
+        paying.blocks.payer,
+        paying.blocks.begin_ingest,
+        lambda: paying.blocks.spend_in_others(other, 0),
+    ]
+    with counted(paying.blocks) as lock:
+        for number, step in enumerate(steps, 1):
+            step()
+            assert lock.here == number
+        paying.blocks.took(paying.ingest)
+        assert lock.here == len(steps) + 2, "to measure what was taken, and to list who pays"
+
+
+def test_the_ingest_of_a_small_file_is_reserved_by_every_pull(root: Path) -> None:
+    with ExitStack() as stack:
+        paying = Paying(root, stack)
+        pulls = [paying.pull(), paying.pull()]
+        paying.blocks.begin_ingest()
+        assert [each.files for each in pulls] == [{FILE.blob: beside_file(FILE, by_ingest=True)}] * 2
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_only_the_others_are_charged_for_what_one_pull_was_granted(paying: Paying, count: int) -> None:
+    pulls = [paying.pull() for _ in range(count)]
+    before = [each.left for each in pulls]
+    paying.blocks.spend_in_others(pulls[0], 64)
+    assert [was - each.left for was, each in zip(before, pulls, strict=True)] == [0, 64][:count]
+    paying.blocks.spend_in_others(None, 64)
+    assert [was - each.left for was, each in zip(before, pulls, strict=True)] == [64, 128][:count]
+
+
+def test_blocks_are_allocated_ahead_and_never_behind_the_end_of_the_part(paying: Paying) -> None:
+    paying.pull()
+    part = Part(Extent(0, MIB))
+    paying.blocks.allocate(paying.ingest, part, 64)
+    assert (part.allocated, paying.ingest.allocated) == (MIB, MIB)
+    part.reached = MIB // 2
+    paying.blocks.allocate(paying.ingest, part, MIB // 2)
+    assert paying.ingest.allocated == MIB, "all its bytes have blocks"

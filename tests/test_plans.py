@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing, nullcontext
+from pathlib import Path
 
 import pytest
 
@@ -235,3 +236,43 @@ def test_an_error_names_deleted_models_that_are_still_open(store: DiskStore, pla
     assert f"deleted models that are still open ({held} bytes)" in (named.held_by or ())
     assert named.detail.startswith("full; held by ")
     assert error.detail == "full"
+
+
+def test_a_candidate_has_the_blobs_of_its_files_and_the_highest_priority_of_its_names(
+    store: DiskStore, planner: Planner
+) -> None:
+    snapshot = model(store, "m", files=2)
+    (found,) = planner.candidates()
+    assert set(found.blobs) == {file.blob for file in store.manifests.of(snapshot).files}
+    assert all(64 * KIB <= size < 128 * KIB for size in found.blobs.values())
+    assert (found.names, found.priority, found.opened_at) == (("m",), 0, None)
+    store.usage_log.set_priority("m", 7)
+    assert planner.candidates()[0].priority == 7
+
+
+def test_a_snapshot_that_has_no_name_any_more_has_no_priority(store: DiskStore, planner: Planner) -> None:
+    snapshot = model(store, "m")
+    with opened(store, snapshot):
+        publish(store, {"x": b"other"}, "hf://org/m", "m", revision="b" * 40, now=NOW)
+        unnamed = [each for each in planner.candidates() if not each.names]
+        assert [(each.manifest, each.priority) for each in unnamed] == [(snapshot.manifest, 0)]
+
+
+@pytest.mark.parametrize("is_limited", [True, False])
+def test_an_error_names_other_files_of_the_disk_unless_a_limit_is_what_lacks(
+    store: DiskStore, planner: Planner, is_limited: bool
+) -> None:
+    model(store, "m")
+    taken = store.space.capacity().usage.total
+    store.space.change(reserve_free=0, limit=taken if is_limited else None, reserve_inodes=0)
+    named = planner.with_holders(NoSpace("full"))
+    assert (
+        any(each.startswith("other files of this disk (") for each in named.held_by or ()) is not is_limited
+    )
+
+
+def test_on_a_shared_volume_no_partial_download_is_removed(root: Path) -> None:
+    for is_unknown in (False, True):
+        with DiskStore(root, use_is_unknown=is_unknown) as store:
+            partial_download(store, "a")
+            assert len(Planner(store, lambda: NOW).plan(1).partials) == (0 if is_unknown else 1)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 
 import pytest
+from structlog.testing import capture_logs
 
 from cachd.errors import CachdError, Cancelled, Unavailable
 from cachd.metrics import Metrics
@@ -23,6 +24,7 @@ from cachd.transfer.download.tally import Tally
 from cachd.transfer.engine import Engine
 from cachd.transfer.streams import StreamQuota, Streams
 from cachd.transfer.waits import Reason, Waits
+from tests.ground.counted import counted
 from tests.shelf import ShelfSource
 
 PATIENCE_SECONDS = 120.0
@@ -207,3 +209,47 @@ def test_who_waits_for_space_may_have_a_turn_soon(scheduled: Scheduled) -> None:
     assert supplier.called_at == math.inf
     scheduled.schedule.wait_for_space(supplier)
     assert supplier.called_at == NOW + SPACE_RETRY_SECONDS
+
+
+@pytest.mark.parametrize(
+    ("step", "times"),
+    [
+        (lambda on, supplier: on.begins(supplier), 1),
+        (lambda on, _: on.call(), 1),
+        (lambda on, supplier: on.call_others(supplier), 3),
+        (lambda on, supplier: on.submit(supplier), 1),
+        (lambda on, supplier: on.append(supplier), 1),
+        (lambda on, supplier: on.retry_seconds(supplier, Part(PART), 0, GaveWay("taken")), 1),
+    ],
+    ids=["begins", "call", "call_others", "submit", "append", "retry_seconds"],
+)
+def test_turns_are_counted_with_the_lock(
+    scheduled: Scheduled, step: Callable[[Schedule, Supplier], object], times: int
+) -> None:
+    supplier = scheduled.join()
+    with counted(scheduled.schedule, "lock") as lock:
+        step(scheduled.schedule, supplier)
+        assert lock.here == times
+
+
+def test_a_stream_that_goes_on_itself_needs_no_turn_and_the_others_do(scheduled: Scheduled) -> None:
+    first, other = scheduled.join(), scheduled.join()
+    scheduled.schedule.call_others(first)
+    assert scheduled.turns() == [0, 1]
+    assert (first.running, other.running) == (0, 0)
+
+
+def test_the_space_for_a_download_is_waited_for_until_it_has_a_turn_again(scheduled: Scheduled) -> None:
+    supplier = scheduled.join()
+    scheduled.schedule.wait_for_space(supplier)
+    assert scheduled.later() == [pytest.approx(SPACE_RETRY_SECONDS, abs=30.0)]
+    with capture_logs() as logs:
+        scheduled.schedule.wait_for_space()
+    assert logs == [], "it was paused already"
+
+
+def test_a_retry_is_counted_by_the_code_of_its_error(scheduled: Scheduled) -> None:
+    supplier = scheduled.join()
+    away = Unavailable("away", code="origin_failed", retry_after=7.0)
+    scheduled.schedule.retry_seconds(supplier, Part(PART), 0, away)
+    assert scheduled.metrics.origin_retries.labels("origin_failed")._value.get() == 1

@@ -11,6 +11,7 @@ import pytest
 from cachd.errors import Cancelled
 from cachd.sources.cancel import CancelToken
 from cachd.transfer.slots import Slot, SlotQueue
+from tests.ground.counted import counted
 from tests.ground.site import until
 
 PATIENCE_SECONDS = 120.0
@@ -248,3 +249,35 @@ def test_a_closed_queue_gives_out_whoever_waits_and_then_nobody() -> None:
     assert sorted(waiting.names(3)) == ["b", "c", "late"]
     assert waiting.next() is None
     assert (len(waiting), waiting.lengths[-1]) == (0, 0)
+
+
+def test_those_at_work_are_listed_and_change_with_the_lock() -> None:
+    pull = Asked("a")
+    waiting = queue(1, pull)
+    slot = Slot(waiting, pull, CancelToken())
+    assert waiting.names(1) == ["a"]
+    steps: list[Callable[[], object]] = [slot.lend, slot.take, waiting.at_work]
+    with counted(waiting, "_changed") as lock:
+        for number, step in enumerate(steps, 1):
+            step()
+            assert lock.here == number
+
+
+def test_a_pull_that_ends_while_its_slot_is_lent_has_no_thread() -> None:
+    pull = Asked("a")
+    waiting = queue(1, pull)
+    assert waiting.names(1) == ["a"]
+    waiting.lend(pull)
+    waiting.end(pull)
+    assert waiting.at_work() == []
+
+
+def test_a_thread_that_waits_for_a_pull_is_woken_when_a_slot_is_lent() -> None:
+    first, second = Asked("a"), Asked("b", "other")
+    waiting = queue(1, first, second)
+    assert waiting.names(1) == ["a"]
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(waiting.next)
+        until(lambda: waiting._changed._waiters)  # type: ignore[attr-defined]
+        waiting.lend(first)
+        assert found.result(PATIENCE_SECONDS) is second

@@ -15,6 +15,7 @@ import pytest
 from cachd.errors import Unavailable
 from cachd.kernel import threads
 from cachd.transfer.streams import NICENESS, StreamQuota, Streams
+from tests.ground.counted import counted
 from tests.ground.site import until
 
 PATIENCE_SECONDS = 120
@@ -395,3 +396,71 @@ def test_the_threads_of_a_pool_have_all_begun_when_it_is_given() -> None:
         assert len(begun) == 4
     finally:
         made.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda pool: pool.more_files(StreamQuota(), 1),
+        lambda pool: pool.submit(StreamQuota(), lambda _: None),
+        lambda pool: pool.append(StreamQuota(), lambda _: None),
+        lambda pool: pool.submit_later(StreamQuota(), lambda _: None, 600.0),
+        lambda pool: pool.should_yield(StreamQuota()),
+        lambda pool: pool.claim(StreamQuota()),
+    ],
+)
+def test_what_all_streams_share_is_changed_and_compared_with_the_lock(
+    step: Callable[[Streams], None],
+) -> None:
+    with streams(1) as pool, counted(pool) as lock:
+        step(pool)
+        assert lock.here == 1
+
+
+def test_a_stream_counts_the_end_of_its_task_with_the_lock() -> None:
+    gate = Gate()
+    with streams(1) as pool:
+        pool.append(StreamQuota(), gate)
+        assert gate.reached.wait(PATIENCE_SECONDS)
+        with counted(pool) as lock:
+            gate.open.set()
+            pool.close()
+            (thread,) = pool._threads
+            assert lock.taken[thread.ident or 0] == 2, "at the end of the task, and to ask for the next one"
+
+
+def test_a_stream_that_may_not_work_any_more_passes_its_task_on() -> None:
+    gates = [Gate(), Gate()]
+    places, order = dict[int, Gate](), Order()
+
+    def look(gate: Gate) -> Callable[[memoryview], None]:
+        def run(buffer: memoryview) -> None:
+            places[pool._places[threading.get_ident()]] = gate
+            gate(buffer)
+
+        return run
+
+    with streams(2) as pool:
+        pool.append(StreamQuota(), *map(look, gates))
+        assert all(gate.reached.wait(PATIENCE_SECONDS) for gate in gates)
+        for place in (1, 0):  # the stream that waits first is woken first
+            places[place].open.set()
+            until(lambda: pool._busy == place)  # noqa: B023
+            until(lambda: len(pool._ready._waiters) == 2 - place)  # type: ignore[attr-defined]  # noqa: B023
+        pool._concurrency.count = 1
+        pool.append(StreamQuota(), order.task("one"))
+        assert order.all.wait(PATIENCE_SECONDS)
+
+
+def test_a_higher_priority_goes_first_however_many_of_its_tasks_run() -> None:
+    order, gate = Order(), Gate()
+    with streams(1) as pool:
+        pool.append(StreamQuota(), gate)
+        assert gate.reached.wait(PATIENCE_SECONDS)
+        sooner = StreamQuota(1)
+        sooner.running = 5
+        pool.append(StreamQuota(0), order.task("later"))
+        pool.append(sooner, order.task("sooner"))
+        gate.open.set()
+        assert order.all.wait(PATIENCE_SECONDS)
+    assert order.ran == ["sooner", "later"]

@@ -19,9 +19,9 @@ from cachd.transfer.bandwidth import Bandwidth
 from cachd.transfer.download.download import Download
 from cachd.transfer.download.outcomes import Outcomes
 from cachd.transfer.download.part import Part
-from cachd.transfer.download.supplier import Busy, GaveWay, Supplier, Supply
+from cachd.transfer.download.supplier import NO_RANGES_SLOW_SECONDS, Busy, GaveWay, Supplier, Supply
 from cachd.transfer.engine import Engine
-from cachd.transfer.streams import StreamQuota, Streams
+from cachd.transfer.streams import SLOW_SECONDS, StreamQuota, Streams
 from tests.shelf import ShelfBody, ShelfSource
 
 CONTENT = bytes(range(200))
@@ -42,8 +42,9 @@ class Source(ShelfSource):
 class Ground:
     """A supplier, whose requests a test makes on a stream as downloads do."""
 
-    def __init__(self, store: DiskStore, engine: Engine, stack: ExitStack) -> None:
+    def __init__(self, store: DiskStore, engine: Engine, metrics: Metrics, stack: ExitStack) -> None:
         self.source, self.outcomes, self.engine = Source(), Outcomes(), engine
+        self.metrics = metrics
         self.reservation = stack.enter_context(store.space.reserve(9, total=9))
         supply = Supply(
             self.source, Ref.parse("https://host/model.bin"), StreamQuota(), self.reservation, self.outcomes
@@ -73,7 +74,7 @@ def ground(store: DiskStore) -> Iterator[Ground]:
     metrics = Metrics()
     engine = Engine(Streams(1), Bandwidth(Limits(), metrics), metrics, retries=0)
     with closing(engine), ExitStack() as stack:
-        yield Ground(store, engine, stack)
+        yield Ground(store, engine, metrics, stack)
 
 
 def test_a_pace_is_measured_over_two_seconds_in_which_it_received(ground: Ground) -> None:
@@ -218,3 +219,48 @@ def test_a_supplier_begins_without_requests(ground: Ground) -> None:
     assert supplier.has_ranges
     assert not supplier.is_benched
     assert supplier.quota.server is ground.engine.streams.origins.of("https://host/other")
+
+
+@pytest.mark.parametrize(("has_ranges", "seconds"), [(True, SLOW_SECONDS), (False, NO_RANGES_SLOW_SECONDS)])
+def test_a_file_that_would_start_over_has_more_time_before_its_stream_is_taken(
+    ground: Ground, has_ranges: bool, seconds: float
+) -> None:
+    ground.supplier.has_ranges = has_ranges
+    patience = list[float]()
+    asked(ground, lambda _body: patience.extend(each._seconds for each in ground.supplier.turns))
+    assert patience == [seconds]
+
+
+def test_a_supplier_that_is_stopped_skips_nothing(ground: Ground) -> None:
+    def work(buffer: memoryview) -> None:
+        with ground.supplier.open(Extent(0, 100), Part(Extent(0, 100))) as body:
+            ground.supplier.skip(body, 0, buffer)
+            ground.supplier.is_stopped = True
+            ground.supplier.skip(body, 40, buffer)
+            assert ground.supplier.sent == 0
+
+    ground.on_stream(work)
+
+
+def failures(ground: Ground) -> float:
+    """Failures of the origin that are counted."""
+    samples = [each for metric in ground.metrics.origin_failures.collect() for each in metric.samples]
+    return sum(each.value for each in samples if each.name.endswith("_total"))
+
+
+@pytest.mark.parametrize(
+    ("error", "count"), [(Unavailable("broke off", code="origin_failed"), 1), (Cancelled("x"), 0)]
+)
+def test_an_answer_that_breaks_off_is_a_failure_of_the_origin_once(
+    ground: Ground, error: CachdError, count: int
+) -> None:
+    def breaks(_body: Body) -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        asked(ground, breaks)
+    assert failures(ground) == count
+    ground.source.error = Unavailable("away", code="origin_failed")
+    with pytest.raises(Unavailable):
+        asked(ground)
+    assert failures(ground) == count + 1, "one that was not answered is counted once, too"

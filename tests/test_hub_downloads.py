@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -115,7 +116,9 @@ def test_a_download_into_a_directory_is_unfinished_until_a_note_has_its_digest(t
     notes = top / ".cache/huggingface/download"
     assert left_in(top) == []
     (notes / f"sub/h.{LARGE}.incomplete").write_bytes(b"left over")
+    before = os.listdir("/proc/self/fd")
     assert left_in(top) == []
+    assert os.listdir("/proc/self/fd") == before, "no note stays open"
     (notes / f"sub/h.{'7' * 64}.1f.incomplete").write_bytes(b"half")
     (notes / "sub/readme.lock").write_bytes(b"")
     ((path, error),) = unfinished_in(top, lambda path: path)

@@ -1,4 +1,4 @@
-"""What several threads use of a source at once: while one of them has its lock, every call of the others waits."""
+"""What several threads use of a source: while one of them has its lock, every call of the others waits."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Future
@@ -212,3 +213,34 @@ async def test_a_wait_ends_with_its_pull_however_that_ends() -> None:
         async with asyncio.timeout(PATIENCE_SECONDS):
             await waits.end_of(done)  # it ended before
     assert waits._ends == {}, "nothing of them is left"
+
+
+async def test_a_failure_that_nobody_waits_for_any_more_is_not_logged_by_the_event_loop() -> None:
+    told: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    is_open, waits = threading.Event(), Waits(1)
+
+    def fails() -> None:
+        assert is_open.wait(PATIENCE_SECONDS)
+        raise ZeroDivisionError
+
+    with lane(1) as made:
+        left = asyncio.create_task(made.shared("key", fails))
+        await asyncio.sleep(0)
+        (running,) = made._next.values()
+        left.cancel()
+        await asyncio.wait([left])
+        is_open.set()
+        await asyncio.wait([running])
+    pull = Future[None]()
+    left = asyncio.create_task(waits.end_of(pull))
+    await asyncio.sleep(0)
+    (end,) = waits._ends.values()
+    left.cancel()
+    await asyncio.wait([left])
+    pull.set_exception(Unavailable("no source"))
+    await asyncio.wait([end])
+    await asyncio.sleep(0)
+    del running, end, left
+    gc.collect()
+    assert told == []

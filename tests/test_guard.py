@@ -237,6 +237,14 @@ async def test_each_request_is_counted_by_its_class_and_each_write_is_audited_wi
     guarded.audit.close()
 
 
+async def test_a_write_with_the_status_400_has_failed() -> None:
+    guarded = Guarded()
+    with capture_logs() as logs:
+        assert await guarded.ask([*LOCAL, ("content-length", "x")], "POST", "/v1/models") == "invalid_request"
+    assert [(each["status"], each["verdict"]) for each in logs] == [(400, "failed")]
+    guarded.audit.close()
+
+
 async def test_a_refused_body_is_audited_and_its_route_is_unknown() -> None:
     guarded = Guarded()
     too_long = [*LOCAL, ("content-length", str(MAX_BODY_BYTES + 1))]

@@ -390,9 +390,13 @@ async def test_strangers_get_thirty_lines_and_then_a_count(tokens: TokenFile) ->
         assert [each["who"] for each in logs] == ["anonymous"] * 30 + ["team"]
         guarded.audit.close()
         guarded.audit.close()
-    assert [each.get("more") for each in logs[31:]] == [3]
+        assert [each.get("more") for each in logs[31:]] == [3]
+        for _ in range(31):
+            await guarded.ask(LOCAL, *UNKNOWN)
+        guarded.audit.close()
+    assert [each.get("more") for each in logs[32:]] == [None] * 30 + [1]
     written = guarded.metrics.registry.get_sample_value
-    assert written("cachd_writes_total", {"role": "anonymous", "verdict": "refused"}) == 33
+    assert written("cachd_writes_total", {"role": "anonymous", "verdict": "refused"}) == 33 + 31
     assert written("cachd_writes_total", {"role": "pull", "verdict": "accepted"}) == 1
 
 

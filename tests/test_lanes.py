@@ -94,19 +94,18 @@ async def test_as_many_run_at_once_as_the_lane_has_threads(gate: Gate) -> None:
         assert await asyncio.gather(*running) == ["done"] * 3
 
 
-async def test_a_lane_refuses_the_first_call_above_its_callers_and_takes_it_when_one_has_ended(
-    gate: Gate,
-) -> None:
+async def test_a_lane_refuses_the_first_call_above_its_callers_and_takes_it_when_one_has_ended() -> None:
     with lane(1, callers=2) as made:
-        running = [asyncio.create_task(made.run(gate)), asyncio.create_task(made.shared("key", gate))]
-        await gate.has_begun()
-        for refused in (lambda: made.run(int), lambda: made.shared("key", int)):
-            error = await refusal(refused)
-            assert (error.code, error.retry_after) == ("busy", 2.0)
-            assert "1 run at once" in error.detail
-        gate.is_open.set()
-        assert await asyncio.gather(*running) == ["done"] * 2
-        assert await made.run(lambda: 5) == 5
+        for gate in (Gate(), Gate()):
+            running = [asyncio.create_task(made.run(gate)), asyncio.create_task(made.shared("key", gate))]
+            await gate.has_begun()
+            for refused in (lambda: made.run(int), lambda: made.shared("key", int)):
+                error = await refusal(refused)
+                assert (error.code, error.retry_after) == ("busy", 2.0)
+                assert "1 run at once" in error.detail
+            gate.is_open.set()
+            assert await asyncio.gather(*running) == ["done"] * 2
+            assert await made.run(lambda: 5) == 5
 
 
 async def test_a_call_that_waited_too_long_is_refused_and_leaves_its_place(gate: Gate) -> None:

@@ -36,7 +36,7 @@ def test_a_cancel_token_is_changed_by_one_thread_at_a_time() -> None:
 
 
 def test_questions_are_taken_left_and_ended_by_one_thread_at_a_time() -> None:
-    questions = Questions(int, [], CancelToken())
+    questions = Questions[int, int](int, [], CancelToken())
     assert_all_wait(
         questions._lock,
         questions.work,

@@ -241,8 +241,10 @@ def test_the_entries_of_sources_and_the_settings_of_a_ref_are_those_in_force(run
     prefix = f"file://{running.shelf}/"
     running.write(f"sources: [{{prefix: '{prefix}', allow: true}}]\n")
     running.reload.poll()
-    (entry,) = running.reload.sources(None)["sources"]  # type: ignore[misc]
-    assert prefix in str(entry)
+    entries = running.reload.sources(None)["sources"]
+    assert isinstance(entries, list)
+    assert len(entries) == 1
+    assert prefix in str(entries[0])
     assert prefix in str(running.reload.sources(f"file://{running.shelf}/model.bin"))
     with pytest.raises(Invalid):
         running.reload.sources("nonsense://x")

@@ -108,6 +108,29 @@ async def test_a_connection_that_was_active_since_the_last_search_does_not_give_
     assert [each.has_ended for each in clients] == [True, False, True]
 
 
+async def test_the_idlest_of_a_peer_is_searched_apart_from_the_idlest_of_all() -> None:
+    connections = Connections(most=4)
+    ones = [Client("one", since=float(number)) for number in range(4)]
+    oldest = Client("two", since=-1.0)
+    admitted(connections, oldest, *ones)
+    assert [each.has_ended for each in (oldest, *ones)] == [False, True, False, False, False]
+    assert connections.admit(Client("three", since=9.0))
+    assert oldest.has_ended
+    assert connections.admit(Client("one", since=9.0))
+    assert [each.has_ended for each in ones] == [True, True, False, False]
+
+
+async def test_one_search_serves_many_and_who_came_after_it_waits_for_the_next() -> None:
+    connections = Connections(most=4)
+    clients = [Client(f"peer {number}", since=float(number)) for number in range(4)]
+    late = [Client(f"late {number}", since=-9.0 + number) for number in range(5)]
+    admitted(connections, *clients, *late[:4])
+    assert [each.has_ended for each in clients] == [True] * 4
+    assert not any(each.has_ended for each in late)
+    assert connections.admit(late[4])
+    assert [each.has_ended for each in late] == [True] + [False] * 4
+
+
 @pytest.mark.parametrize("stage", [Stage.HANDSHAKE, Stage.BODY, Stage.REFUSED])
 async def test_between_two_requests_a_client_gives_way_first_within_a_second(stage: Stage) -> None:
     for since, gives_way in ((-0.5, False), (-1.5, True)):

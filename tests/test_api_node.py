@@ -14,7 +14,7 @@ from fastapi import Request
 from structlog.testing import capture_logs
 
 from cachd.api.node import router
-from cachd.api.problems import problem
+from cachd.api.problems import _is_json, problem
 from cachd.errors import Forbidden, NoSpace, Unauthorized, Unavailable
 from tests.ground.in_process import Api, running
 from tests.ground.models import noise
@@ -307,3 +307,21 @@ async def test_the_probe_of_a_ready_model_is_answered_as_by_the_route(api: Api, 
     assert (await api.ask("GET", "/v1/models/m/ready")).document["ref"] == other["ref"]
     await api.ask("DELETE", "/v1/models/m")
     assert_problem(await api.ask("GET", "/v1/models/m/ready"), 404, "no_such_model")
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_json"),
+    [
+        ("application/json", True),
+        ("Application/JSON ; charset=utf-8", True),
+        ("application/problem+json", True),
+        ("text/json", False),
+        ("text/x+json", False),
+        ("application/x-www-form-urlencoded", False),
+        (";application/json", False),
+        (None, False),
+    ],
+)
+def test_a_body_is_json_if_its_type_says_so(kind: str | None, *, is_json: bool) -> None:
+    headers = [] if kind is None else [(b"content-type", kind.encode())]
+    assert _is_json(Request({"type": "http", "headers": headers})) is is_json

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cachd.model import Digest
+from cachd.model import MAX_FILES, Digest
 from cachd.sources import checksums
 from cachd.sources.cancel import CancelToken
 from tests.fetching import HEX, refused
@@ -83,6 +83,15 @@ def test_what_is_no_file_of_a_model_is_left_out_of_the_sums() -> None:
         f"{empty}  e",
     ]
     assert [*checksums.parse("\n".join(lines).encode(), "SHA256SUMS")] == ["folder/x", "e"]
+
+
+def test_sums_have_so_many_lines_and_files_and_no_more() -> None:
+    lines, files = 2 * MAX_FILES, [f"{HEX}  .git/{number}" for number in range(MAX_FILES)]
+    assert checksums.parse(b"\n" * lines, "SHA256SUMS") == {}
+    refused(lambda: checksums.parse(b"\n" * (lines + 1), "SHA256SUMS"), "document_too_large")
+    assert checksums.parse("\n".join(files).encode(), "SHA256SUMS") == {}
+    one_more = "\n".join([*files, f"{HEX}  a"]).encode()
+    refused(lambda: checksums.parse(one_more, "SHA256SUMS"), "too_many_files")
 
 
 def test_a_name_with_backslashes_is_a_path_of_windows() -> None:

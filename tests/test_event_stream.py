@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest_asyncio
 from starlette.types import Message, Scope
 
-from cachd.api.events import EventStream, Times
+from cachd.api.events import EventStream, Times, _within
 from cachd.api.lanes import Lanes
 from cachd.report.events import EventLog
 from tests.ground.in_process import Api, running
@@ -118,6 +118,15 @@ async def test_a_stream_ends_at_its_deadline(lanes: Lanes) -> None:
         b"id: %d\n\n" % log.after(None).last,
         b'event: end\ndata: {"reason":"deadline"}\n\n',
     ]
+
+
+async def test_what_happened_is_told_once() -> None:
+    event = asyncio.Event()
+    for _ in range(2):
+        assert not await _within(event, -1.0)
+        event.set()
+        assert await _within(event, PATIENCE_SECONDS)
+    assert not await _within(event, 0.0)
 
 
 async def test_one_client_too_many_is_refused_and_has_no_place(lanes: Lanes) -> None:

@@ -84,6 +84,21 @@ def test_exactly_what_is_needed_is_evicted() -> None:
         assert sorted(each.candidate.manifest for each in choose(pair, need=need, now=NOW)) == evicted
 
 
+@pytest.mark.parametrize("is_spare_shared", [False, True])
+def test_what_turns_out_to_be_needless_stays(*, is_spare_shared: bool) -> None:
+    """The spare one has the lowest score. What is needed becomes free when the two others go together."""
+    both, spare = Digest("sha256", "0" * 64), Digest("sha256", "1" * 64)
+
+    def of(manifest: str, size: int, blob: Digest, uses: float) -> Candidate:
+        return Candidate(manifest, (manifest,), {blob: size}, Use(NOW - HALF_LIFE_SECONDS, uses), 8.0)
+
+    everybody = [of("spare", 1, spare, 0.001), of("one", 10, both, 1.0), of("other", 10, both, 1.0)]
+    if is_spare_shared:
+        everybody.append(of("popular", 1, spare, 10.0))
+    chosen = choose(everybody, need=10, now=NOW)
+    assert [(each.candidate.manifest, each.frees) for each in chosen] == [("one", 0), ("other", 10)]
+
+
 def test_a_snapshot_expires_when_it_was_unused_for_so_long_and_not_a_second_before() -> None:
     old = candidate("a", 10, use=Use(NOW - 100))
     assert [each.frees for each in expired([old], unused_seconds=100, now=NOW)] == [10]

@@ -237,6 +237,14 @@ async def test_each_request_is_counted_by_its_class_and_each_write_is_audited_wi
     guarded.audit.close()
 
 
+async def test_a_write_with_the_status_400_has_failed() -> None:
+    guarded = Guarded()
+    with capture_logs() as logs:
+        assert await guarded.ask([*LOCAL, ("content-length", "x")], "POST", "/v1/models") == "invalid_request"
+    assert [(each["status"], each["verdict"]) for each in logs] == [(400, "failed")]
+    guarded.audit.close()
+
+
 async def test_a_refused_body_is_audited_and_its_route_is_unknown() -> None:
     guarded = Guarded()
     too_long = [*LOCAL, ("content-length", str(MAX_BODY_BYTES + 1))]
@@ -382,9 +390,13 @@ async def test_strangers_get_thirty_lines_and_then_a_count(tokens: TokenFile) ->
         assert [each["who"] for each in logs] == ["anonymous"] * 30 + ["team"]
         guarded.audit.close()
         guarded.audit.close()
-    assert [each.get("more") for each in logs[31:]] == [3]
+        assert [each.get("more") for each in logs[31:]] == [3]
+        for _ in range(31):
+            await guarded.ask(LOCAL, *UNKNOWN)
+        guarded.audit.close()
+    assert [each.get("more") for each in logs[32:]] == [None] * 30 + [1]
     written = guarded.metrics.registry.get_sample_value
-    assert written("cachd_writes_total", {"role": "anonymous", "verdict": "refused"}) == 33
+    assert written("cachd_writes_total", {"role": "anonymous", "verdict": "refused"}) == 33 + 31
     assert written("cachd_writes_total", {"role": "pull", "verdict": "accepted"}) == 1
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub.utils._shared_blobs import publish_blob_to_shared_store
 
-from cachd.errors import Forbidden, NotFound
+from cachd.errors import CachdError, Forbidden, NotFound
 from cachd.model import Digest, Ref
 from tests.conftest import Engine, spec_of
 from tests.fetching import refused, resolve, share
@@ -353,3 +353,32 @@ def test_a_snapshot_of_files_instead_of_links_is_a_model_without_digests(tmp_pat
     (snapshot / "config.json").write_bytes(CONFIG)
     (file,) = resolve(share(tmp_path), f"file://{tmp_path}/models--org--m").files
     assert file.digest is None
+
+
+def test_a_reading_of_a_cache_leaves_no_descriptor_open(place: Path) -> None:
+    resolve(share(place), f"file://{place}/hub/models--org--m")
+    before = os.listdir("/proc/self/fd")
+    resolve(share(place), f"file://{place}/hub/models--org--m")
+    assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize(("count", "more"), [(20, ""), (21, " and 1 more")])
+def test_the_error_about_a_complete_cache_lists_twenty_repositories(
+    tmp_path: Path, count: int, more: str
+) -> None:
+    for number in range(count):
+        (tmp_path / f"models--org--m{number:02}/snapshots").mkdir(parents=True)
+    (tmp_path / "models--org--empty").mkdir()
+    (tmp_path / "snapshots").mkdir()
+    error = refused(lambda: resolve(share(tmp_path), f"file://{tmp_path}"), "several_models")
+    assert f" with {count} repositories, " in error.detail
+    assert error.detail.endswith(f"models--org--m18, models--org--m19{more}")
+
+
+def test_a_branch_is_read_from_a_file_of_1024_bytes_at_most(place: Path) -> None:
+    branch = place / "hub/models--org--m/refs/padded"
+    branch.write_text(COMMIT.ljust(1024))
+    assert resolve(share(place), f"file://{place}/hub/models--org--m@padded").revision == COMMIT
+    branch.write_text(COMMIT.ljust(1025))
+    with pytest.raises(CachdError):
+        resolve(share(place), f"file://{place}/hub/models--org--m@padded")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Future
@@ -93,19 +94,18 @@ async def test_as_many_run_at_once_as_the_lane_has_threads(gate: Gate) -> None:
         assert await asyncio.gather(*running) == ["done"] * 3
 
 
-async def test_a_lane_refuses_the_first_call_above_its_callers_and_takes_it_when_one_has_ended(
-    gate: Gate,
-) -> None:
+async def test_a_lane_refuses_the_first_call_above_its_callers_and_takes_it_when_one_has_ended() -> None:
     with lane(1, callers=2) as made:
-        running = [asyncio.create_task(made.run(gate)), asyncio.create_task(made.shared("key", gate))]
-        await gate.has_begun()
-        for refused in (lambda: made.run(int), lambda: made.shared("key", int)):
-            error = await refusal(refused)
-            assert (error.code, error.retry_after) == ("busy", 2.0)
-            assert "1 run at once" in error.detail
-        gate.is_open.set()
-        assert await asyncio.gather(*running) == ["done"] * 2
-        assert await made.run(lambda: 5) == 5
+        for gate in (Gate(), Gate()):
+            running = [asyncio.create_task(made.run(gate)), asyncio.create_task(made.shared("key", gate))]
+            await gate.has_begun()
+            for refused in (lambda: made.run(int), lambda: made.shared("key", int)):
+                error = await refusal(refused)
+                assert (error.code, error.retry_after) == ("busy", 2.0)
+                assert "1 run at once" in error.detail
+            gate.is_open.set()
+            assert await asyncio.gather(*running) == ["done"] * 2
+            assert await made.run(lambda: 5) == 5
 
 
 async def test_a_call_that_waited_too_long_is_refused_and_leaves_its_place(gate: Gate) -> None:
@@ -212,3 +212,34 @@ async def test_a_wait_ends_with_its_pull_however_that_ends() -> None:
         async with asyncio.timeout(PATIENCE_SECONDS):
             await waits.end_of(done)  # it ended before
     assert waits._ends == {}, "nothing of them is left"
+
+
+async def test_a_failure_that_nobody_waits_for_any_more_is_not_logged_by_the_event_loop() -> None:
+    told: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    is_open, waits = threading.Event(), Waits(1)
+
+    def fails() -> None:
+        assert is_open.wait(PATIENCE_SECONDS)
+        raise ZeroDivisionError
+
+    with lane(1) as made:
+        left = asyncio.create_task(made.shared("key", fails))
+        await asyncio.sleep(0)
+        (running,) = made._next.values()
+        left.cancel()
+        await asyncio.wait([left])
+        is_open.set()
+        await asyncio.wait([running])
+    pull = Future[None]()
+    left = asyncio.create_task(waits.end_of(pull))
+    await asyncio.sleep(0)
+    (end,) = waits._ends.values()
+    left.cancel()
+    await asyncio.wait([left])
+    pull.set_exception(Unavailable("no source"))
+    await asyncio.wait([end])
+    await asyncio.sleep(0)
+    del running, end, left
+    gc.collect()
+    assert told == []

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import socket
 import stat
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from cachd.api.listeners import Sockets
+from cachd.api.listeners import Sockets, _grant_access
 from cachd.api.tls import Certificate, TlsFiles, expiry
 from cachd.config import load
 from cachd.daemon.listen import allowed_hosts, certified, tls_files
@@ -117,6 +118,25 @@ def test_a_socket_file_has_its_mode_and_group(tmp_path: Path) -> None:
         assert plain.stat().st_gid in (os.getgid(), tmp_path.stat().st_gid)
 
 
+def test_a_group_may_be_given_by_its_name(tmp_path: Path) -> None:
+    mine = {os.getgid(), *os.getgroups()}
+    group = next(
+        g for g in grp.getgrall() if (g.gr_gid != os.getgid() if os.getuid() == 0 else g.gr_gid in mine)
+    )
+    with sockets(f"unix:{tmp_path}/s group={group.gr_name}") as opening:
+        opening.open_all()
+        assert (tmp_path / "s").stat().st_gid == group.gr_gid
+
+
+def test_a_file_that_took_the_place_of_a_socket_is_not_opened_to_others(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    path.write_text("of another")
+    path.chmod(0o600)
+    with pytest.raises(FileExistsError):
+        _grant_access(str(path), -1, 0o666)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
 def test_nothing_that_a_listener_opened_stays_open(tmp_path: Path) -> None:
     def descriptors() -> int:
         return len(os.listdir("/proc/self/fd"))
@@ -124,9 +144,13 @@ def test_nothing_that_a_listener_opened_stays_open(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for place, opened in (("s", 1), ("file", 0), ("absent/s", 0)):
         before = descriptors()
+        errors = list[Invalid]()  # an error keeps what its frames hold alive
         with sockets(f"unix:{tmp_path}/{place}") as opening:
-            with suppress(Invalid):
+            try:
                 opening.open_all()
+            except Invalid as error:
+                errors.append(error)
+            assert len(errors) == 1 - opened
             assert descriptors() == before + opened
         assert descriptors() == before
 

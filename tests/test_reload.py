@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from cachd.config import RELOADED_KEYS, read
 from cachd.daemon.parts import Daemon, assembled
 from cachd.daemon.reload import Reload
-from cachd.errors import Forbidden
+from cachd.errors import Forbidden, Invalid
 from cachd.kubelet import ThresholdsFrom
 from cachd.model import Limits, Percentage, Ref
 from cachd.sources.cancel import CancelToken
@@ -194,3 +195,56 @@ def test_a_file_that_vanishes_changes_nothing_until_it_is_back(running: Running)
     running.file.with_suffix(".away").rename(running.file)
     assert running.reload.poll() == []
     assert running.reload.is_in_force
+
+
+def test_a_refused_file_is_told_with_the_options_that_are_wrong_and_shows_no_other_key(
+    running: Running,
+) -> None:
+    reload = running.reload
+    reload.poll()
+    with capture_logs() as logs:
+        running.write("retries: many\ns3cret: x\n")
+        assert reload.poll() is None
+    (told,) = [each for each in logs if each["log_level"] == "error"]
+    assert (told["code"], told["options"]) == ("bad_option", ["retries"])
+    assert (reload.is_loaded, reload.is_in_force, reload.waiting) == (False, False, 0)
+    document = reload.as_document()["file"]
+    assert isinstance(document, dict)
+    assert (document["path"], document["error"]["code"]) == (str(running.file), "bad_option")
+    assert not document["last_good"]
+    running.write("retries: 3\nstall_seconds: 7\n")
+    with capture_logs() as logs:
+        assert reload.poll() is not None
+    (waiting,) = [each for each in logs if "wait for a restart" in each["event"]]
+    assert sorted(waiting["options"]) == ["retries", "stall_seconds"]
+    assert (reload.is_loaded, reload.is_in_force, reload.waiting) == (True, False, 2)
+    document = reload.as_document()["file"]
+    assert isinstance(document, dict)
+    assert document["error"] is None
+
+
+def test_the_configuration_is_kept_once_it_is_in_force(running: Running) -> None:
+    kept = running.parts.store.layout.last_good
+    assert not kept.exists()
+    running.reload.poll()
+    first = kept.read_bytes()
+    running.write("limit_bytes: many\n")
+    running.reload.poll()
+    assert kept.read_bytes() == first
+    running.write("limit_bytes: 5GB\n")
+    running.reload.poll()
+    assert b"5GB" in kept.read_bytes()
+    assert b"5GB" not in first
+
+
+def test_the_entries_of_sources_and_the_settings_of_a_ref_are_those_in_force(running: Running) -> None:
+    prefix = f"file://{running.shelf}/"
+    running.write(f"sources: [{{prefix: '{prefix}', allow: true}}]\n")
+    running.reload.poll()
+    entries = running.reload.sources(None)["sources"]
+    assert isinstance(entries, list)
+    assert len(entries) == 1
+    assert prefix in str(entries[0])
+    assert prefix in str(running.reload.sources(f"file://{running.shelf}/model.bin"))
+    with pytest.raises(Invalid):
+        running.reload.sources("nonsense://x")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -104,6 +105,15 @@ def test_what_was_not_asked_for_is_dropped_before_and_left_unread_after() -> Non
         response.expect(Extent(0, 10), asked=Extent(3, 10))
         assert read(response, 9) == 7
     assert len(pool) == 1
+
+
+@pytest.mark.parametrize(("size", "is_closed"), [(4, True), (5, False)])
+def test_a_body_that_was_not_read_to_its_end_closes_the_socket_at_once(size: int, *, is_closed: bool) -> None:
+    with answered("Content-Length: 5", b"hello") as response:
+        assert read(response, size) == size
+        before = len(os.listdir("/proc/self/fd"))
+        response.close()
+        assert len(os.listdir("/proc/self/fd")) == before - is_closed
 
 
 def test_a_connection_that_ends_before_the_first_byte_that_was_asked_for_ended_early() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from cachd.sources.failures import bare
 from cachd.sources.http import Target
@@ -35,8 +36,11 @@ def test_a_token_no_header_can_carry_is_refused_and_not_shown(tmp_path: Path, co
 
 def test_a_secret_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
-    for path in (tmp_path / "absent", tmp_path, tmp_path / "binary"):
+    reasons = {"absent": "No such file or directory", "": "not a regular file", "binary": "not text"}
+    for name, reason in reasons.items():
+        path = tmp_path / name
         error = refused(Secret(path).read, "bad_secret")
+        assert error.detail.endswith(f": {reason}")
         assert error.withheld["secret"] == str(path)
         assert str(path) not in str(error.as_document())
 
@@ -148,14 +152,20 @@ def test_the_token_of_the_hub_is_where_huggingface_hub_looks_for_it(
         assert token.read() == ("t" if place.variable else None)
 
 
-@pytest.mark.parametrize("content", [None, b"\xff\xfe", b"two words"])
+@pytest.mark.parametrize(
+    ("content", "reasons"),
+    [(None, []), (b"\xff\xfe", ["not text"]), (b"two words", ["a secret of the daemon holds characters"])],
+)
 def test_a_login_that_cannot_be_read_is_no_token_and_a_named_file_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None, reasons: list[str]
 ) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     if content is not None:
         (tmp_path / "token").write_bytes(content)
-    assert [HubToken(None).read() for _ in range(2)] == [None, None]
+    token = HubToken(None)
+    with capture_logs() as logs:
+        assert [token.read() for _ in range(2)] == [None, None]
+    assert [each["reason"][: len(reason)] for each, reason in zip(logs, reasons, strict=True)] == reasons
     error = refused(HubToken(tmp_path / "token").read, "bad_secret")
     assert error.withheld["secret"] == str(tmp_path / "token")
     monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "token"))

@@ -51,7 +51,7 @@ def gaps(paths: Iterable[str], *, most: int) -> list[Gap]:
         if found := _NUMBERED.fullmatch(path):
             before, after = found["before"] or found["before2"], found["after"] or ""
             number, of = found["n"] or found["n2"], found["of"] or found["of2"]
-            if 0 <= int(number) <= int(of) and int(of) > 0:
+            if int(number) <= int(of):
                 between = "-of-" if found["of"] else "of"
                 sets[before, between, of, after][int(number)] = number
     found_gaps = [gap for key, numbers in sets.items() if (gap := _gap(key, numbers, most))]

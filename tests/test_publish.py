@@ -39,6 +39,7 @@ from tests.ground.stored import (
     shown,
     swept_bytes,
 )
+from tests.ground.synced import synced
 
 # --- publish ---
 
@@ -195,6 +196,44 @@ def test_a_process_killed_at_any_step_of_a_new_revision_leaves_the_old_the_new_o
                 store.sweep_snapshots()
                 assert_whole(root, "mine", new, commit=B)
                 assert_only(root, {"mine": moved_again}, new)
+
+
+def test_each_step_of_a_publish_and_of_a_withdrawal_is_durable_before_the_next(
+    store: DiskStore, root: Path
+) -> None:
+    first, second = manifest_of(SMALL), manifest_of({**SMALL, "x": b"y"})
+    keep(store, {**SMALL, "x": b"y"})
+    staged = ["staging/.m.json.new", "staging"]
+    hub_places = ["hub/.locks", "F", "F", "F/.no_exist", "F/.no_exist/A"]
+    hub_places += [f"F/.no_exist/A/{each}" for each in ("1_Pooling/.config.json.new", "1_Pooling", "", "")]
+    assert durable_steps(root, lambda: publish(store, SMALL, name="m")) == [
+        *("blobs/sha256", "blobs", f"manifests/.{first.id}.json.new", "manifests"),
+        *(f"staging/{first.id}.hold", "models/.holds"),
+        *(f"staging/{first.id}/dir", f"staging/{first.id}", "models/.trees"),
+        *("staging/A/dir", "staging/A", "F/snapshots", "F/trees/.A.json.new", "F/trees"),
+        *(each.rstrip("/") for each in hub_places),
+        *("F", "hub", "F", "F/refs/.main.new", "F/refs"),
+        *(*staged, "models", "ready"),
+    ]
+    assert durable_steps(root, lambda: publish(store, {**SMALL, "x": b"y"}, name="m", now=2.0)) == [
+        *("blobs/sha256", "blobs", f"manifests/.{second.id}.json.new", "manifests"),
+        *(f"staging/{second.id}.hold", "models/.holds"),
+        *(f"staging/{second.id}/dir", f"staging/{second.id}", "models/.trees"),
+        *("F/snapshots/A/dir", "F/snapshots/A", "F/snapshots", "F/trees/.A.json.new", "F/trees"),
+        *("F", "hub", *staged, "ready", "models", "ready"),
+    ]
+    assert durable_steps(root, lambda: store.withdraw("m")) == [
+        *("ready", "staging", "F/refs", "models", "F/trees/.A.json.new", "F/trees", "F/snapshots/A"),
+        *("models/.trees", "blobs/sha256", "manifests", "trash"),
+    ]
+
+
+def durable_steps(root: Path, work: Callable[[], object]) -> list[str]:
+    """What `work` syncs, in order: paths below the root, with F for the Hub folder and A for its commit."""
+    with synced() as paths:
+        work()
+    below = [path.removeprefix(f"{root}/").removeprefix(".cachd/") for path in paths]
+    return [path.replace("hub/models--org--model", "F").replace(A, "A") for path in below]
 
 
 # --- names, filters, branches ---

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import pytest
 
-from cachd.errors import InUse, NotFound
+from cachd.errors import DiskFailed, InUse, NoSpace, NotFound
 from cachd.model import Digest, ModelSpec, Ref, Snapshot
 from cachd.store.catalog import Quarantine
 from cachd.store.changes import Changes
@@ -16,6 +19,7 @@ from cachd.store.names import Names, exclude_each_other, no_such_model
 from cachd.store.root import make_directories
 
 MANY = 1000  # evicted names that are remembered
+LET_IN_SECONDS = 0.3  # given to a thread that the lock should keep out
 
 
 def snapshot(name: str, ref: str = "hf://org/model", *, at: float = 1.0, number: int = 1) -> Snapshot:
@@ -72,7 +76,7 @@ def test_a_name_is_ready_from_its_declaration_on(names: Names, changes: Changes)
     assert marked(changes) == {"m"}
 
 
-def test_a_quarantined_name_is_known_and_not_ready(names: Names) -> None:
+def test_a_quarantined_name_is_known_and_not_ready(names: Names, root: Path) -> None:
     m, other = snapshot("m"), snapshot("b", number=2)
     for each in (m, other):
         names.declared(each)
@@ -82,8 +86,11 @@ def test_a_quarantined_name_is_known_and_not_ready(names: Names) -> None:
     assert names.quarantine_of("m") == quarantine(m)
     assert names.quarantined() == [quarantine(other), quarantine(m)]
     assert (names.all(), names.manifests()) == ([], {m.manifest, other.manifest})
+    files = [root / f".cachd/quarantined/{name}.json" for name in ("m", "b")]
+    assert [file.exists() for file in files] == [True, True]
     for _ in range(2):
         names.end_quarantine("m")
+        assert [file.exists() for file in files] == [False, True]
         assert (names.quarantine_of("m"), names.has("m")) == (None, False)
     assert names.quarantined() == [quarantine(other)]
 
@@ -166,6 +173,28 @@ def test_whoever_may_write_no_more_changes_nothing(root: Path, changes: Changes)
         pytest.fail("it may change nothing")
     with pytest.raises(InUse), names.changing():  # and the lock is free again
         pytest.fail("it may change nothing")
+
+
+def test_one_thread_at_a_time_changes_names(names: Names, root: Path) -> None:
+    within, done = Event(), []
+
+    def change() -> None:
+        within.set()
+        with names.changing():
+            done.append("other")
+
+    with ThreadPoolExecutor(1) as thread:
+        with names.changing():
+            other = thread.submit(change)
+            within.wait()
+            assert wait([other], LET_IN_SECONDS).not_done
+            done.append("first")
+        other.result()
+    assert done == ["first", "other"]
+    with pytest.raises(NoSpace), names.changing():
+        raise OSError(errno.ENOSPC, "full")
+    with pytest.raises(DiskFailed), names.changing():
+        raise OSError(errno.EIO, "broken")
 
 
 # --- folders of the Hub view ---

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cachd.errors import InUse
+from cachd.errors import DiskFailed, InUse
 from cachd.store.layout import Layout
 from cachd.store.nodes import Nodes, Term, Writer, end_dead_writer, newest_number
 from cachd.store.root import make_directories
@@ -200,3 +200,14 @@ def test_a_writer_that_beat_a_moment_ago_does_not_ask_whether_it_was_fenced(root
     with pytest.raises(InUse):
         term.check()
     term.end()
+
+
+def test_a_term_that_could_not_begin_is_given_up_all_the_same(root: Path, nodes: Path) -> None:
+    term = took(root)
+    (nodes / "1.beat").mkdir()
+    with pytest.raises(DiskFailed):
+        term.begin()
+    term.end()
+    assert json.loads((nodes / "1.ended").read_text()) == {"error": None}
+    (nodes / "1.beat").rmdir()
+    assert Nodes(root).writer() is None

@@ -228,6 +228,7 @@ def test_each_step_of_a_publish_and_of_a_withdrawal_is_durable_before_the_next(
         *("F/snapshots/A/dir", "F/snapshots/A", "F/snapshots", "F/trees/.A.json.new", "F/trees"),
         *("F", "hub", *staged, "ready", "models", "ready"),
     ]
+    assert names_below(root / ".cachd/staging") == set()
     assert durable_steps(root, lambda: store.withdraw("m")) == [
         *("ready", "staging", "F/refs", "models", "F/trees/.A.json.new", "F/trees", "F/snapshots/A"),
         *("models/.trees", "blobs/sha256", "manifests", "trash"),

@@ -16,7 +16,7 @@ from cachd.model import Snapshot
 from cachd.store.content.blobs import inode_of
 from cachd.store.disk_store import DiskStore
 from cachd.store.ingest.part_lines import parts_of
-from cachd.store.watch import ViewChanges, Watch, Watched, _Directory, _Kind, _Queue
+from cachd.store.watch import ViewChanges, Watch, Watched, _Directory, _Kind, _Queue, _reason_of
 from tests.ground.stored import SMALL, A, B, hub, manifest_of, publish
 
 PATH = "dir/model.bin"
@@ -302,3 +302,27 @@ def in_kernel() -> int:
         with suppress(FileNotFoundError):
             count += each.read_text().count("inotify wd:")
     return count
+
+
+def test_what_the_kernel_refuses_to_watch_is_told_until_nobody_needs_it(watch: Watch, place: Place) -> None:
+    manifest, before = manifest_of(SMALL), watch.watched()
+    watch.cover(manifest, ["x" * 300])
+    refused = watch.watched()
+    assert (refused.directories, refused.reason) == (before.directories, "File name too long")
+    assert (refused.unwatched, watch.sees_all_opens()) == (5, False)
+    watch.leave(place.manifest)
+    assert (watch.watched().unwatched, watch.watched().reason) == (0, "")
+    assert watch.sees_all_opens()
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOSPC, "full"), "full (sysctl fs.inotify.max_user_watches)"),
+        (OSError(errno.EMFILE, "many"), "many (sysctl fs.inotify.max_user_instances)"),
+        (OSError(errno.EACCES, "closed"), "closed"),
+        (OSError("odd"), "odd"),
+    ],
+)
+def test_the_reason_names_the_limit_that_an_administrator_can_raise(error: OSError, reason: str) -> None:
+    assert _reason_of(error) == reason

@@ -161,7 +161,9 @@ def test_a_damaged_copy_is_found_and_never_counts_as_intact_again(
     taken: list[int] = []
     assert "hashes to" in (copies.wrong(FILE, str(place), taken.append) or "")
     assert sum(taken) == FILE.size
+    descriptors = sorted(os.listdir("/proc/self/fd"))
     copies.distrust(str(place))
+    assert sorted(os.listdir("/proc/self/fd")) == descriptors
     assert (place.stat().st_mtime_ns, copies.is_intact(FILE, str(place))) == (0, False)
     place.parent.chmod(0o755)
     place.unlink()
@@ -170,6 +172,17 @@ def test_a_damaged_copy_is_found_and_never_counts_as_intact_again(
     os.link(store.content.path(FILE.blob), place)
     copies.distrust(str(place))
     assert place.stat().st_mtime_ns == time, "a link to the blob is no copy"
+
+
+def test_a_snapshot_is_open_while_somebody_reads_one_of_its_copies(
+    store: DiskStore, copies: Copies, shown: list[Path]
+) -> None:
+    if not store.reports_open_files:
+        pytest.skip("this file system does not tell")
+    for place in shown:
+        with place.open("rb"):
+            assert copies.is_open(MANIFEST.id)
+        assert not copies.is_open(MANIFEST.id)
 
 
 # --- making ---

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 
-from cachd.errors import InUse
+from cachd.errors import InUse, NotFound
 from cachd.model import Manifest, ModelSpec, Ref, Snapshot
 from cachd.store.disk_store import DiskStore
+from cachd.store.pins import PinnedBy
 from cachd.store.protection import InUseBy, UseRules
 from cachd.store.scrub import Replaced
 from tests.attacks.test_leases import leased
@@ -318,3 +320,36 @@ def test_a_pin_and_a_lease_end_with_their_name(store: DiskStore, snapshot: Snaps
     store.leases.take(NAME, "pod", until=1e13)
     error = refusal(store, manifest_of(SMALL))
     assert "by pod (leases: 2)" in error.detail
+
+
+def test_a_refusal_says_who_keeps_a_model_and_how_to_end_it(store: DiskStore, snapshot: Snapshot) -> None:
+    protection, leases = store.protection, store.leases
+    with pytest.raises(NotFound):
+        store.manifests.of(replace(snapshot, manifest="f" * 32))
+    protection.check_unused("absent")
+    leases.take(NAME, "expired", until=1.0)
+    protection.check_unused(NAME)
+    leases.take(NAME, "first", until=1e11)
+    leases.take(NAME, "", until=2e11)
+    refused = refusal(store, manifest_of(SMALL))
+    assert refused.code == "leased"
+    assert refused.detail == f"{NAME} is leased by an unnamed holder (leases: 2)"
+    store.pins.add(NAME)
+    refused = refusal(store, manifest_of(SMALL))
+    assert (refused.code, f"cachd unpin {NAME}" in refused.hint) == ("pinned", True)
+    store.pins.add(NAME, PinnedBy.configuration)
+    assert "in the configuration" in refusal(store, manifest_of(SMALL)).hint
+    with pytest.raises(InUse):
+        protection.check_names_unused([publish(store, SMALL, name="too"), snapshot], manifest_of(SMALL))
+
+
+def test_a_hold_is_taken_once_and_not_while_a_pod_has_it(store: DiskStore, snapshot: Snapshot) -> None:
+    protection, hold = store.protection, store.layout.hold(snapshot.manifest)
+    if store.reports_open_files:
+        with hold.open("rb"):
+            assert not protection.takes_hold(snapshot.manifest)
+            with pytest.raises(InUse, match=f"^m is {InUseBy.POD}"):
+                protection.take_hold(snapshot.manifest, of="m")
+        assert hold.exists()
+    protection.take_hold(snapshot.manifest, of="m")
+    assert not hold.exists()

@@ -227,7 +227,7 @@ def test_of_two_that_stage_the_same_copy_each_removes_its_own(store: DiskStore, 
 
 
 def test_a_pull_pays_for_a_copy_before_its_bytes_come(store: DiskStore) -> None:
-    files = {DATA: bytes(STEP + 1)}
+    files = {DATA: bytes(STEP) + b"x"}
     keep(store, files)
     manifest = replace(manifest_of(files), copied=(DATA,))
     paid: list[int] = []

@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
-from cachd.errors import DiskFailed, NotFound
+from cachd.errors import DiskFailed, Leased, NotFound
+from cachd.kernel.leases import reports_open_files
 from cachd.model import Digest, LeftOut, Manifest, ModelSpec, Ref, Snapshot
 from cachd.store import catalog
 from cachd.store.catalog import Quarantine
 from cachd.store.disk_store import DiskStore
+from cachd.store.history import Histories, History, Rollback
 from cachd.store.layout import Layout
+from tests.attacks.test_leases import leased
 from tests.ground.models import noise
 from tests.ground.stored import (
     DIGESTS,
@@ -120,6 +124,71 @@ def test_a_model_counts_as_ready_for_others_only_if_its_files_are_there(store: D
     (tree / "config.json").write_bytes(SMALL["config.json"] + b" ")
     assert catalog.ready_snapshot(layout, "org--model") is None
     assert layout.ready_file("org--model").exists(), "it only asked"
+
+
+def test_a_start_removes_the_ready_files_that_promise_what_is_not_there(store: DiskStore, root: Path) -> None:
+    layout = Layout(root)
+    kept = publish(store, SMALL, name="kept")
+    publish(store, {"only": b"1"}, "https://host/only", "only")
+    odd: dict[str, Callable[[Path], object]] = {
+        "broken": lambda path: path.write_text("{"),
+        "moved": lambda path: path.rename(layout.ready_file("other")),
+        "linked": lambda _: (layout.model("linked").unlink(), layout.model("linked").symlink_to("kept")),
+        "unlinked": lambda _: layout.model("unlinked").unlink(),
+        "told": lambda path: changed(path, file="models/told/absent"),
+    }
+    for number, (name, spoil) in enumerate(odd.items()):
+        publish(store, {"x": b"%d" % number}, f"https://host/{name}", name)
+        spoil(layout.ready_file(name))
+    listless = publish(store, {"y": b"y"}, "https://host/y", "listless")
+    changed(layout.manifest(listless.manifest), files=[])
+    changed(layout.ready_file("only"), file="models/only/only")
+    (layout.ready / ".hidden.json").write_text("mine")
+    with capture_logs() as logs:
+        found = catalog.read_snapshots(layout)
+    assert sorted(found) == ["kept", "only"]
+    assert (found["kept"], found["only"].file) == (kept, "only")
+    assert names_below(layout.ready) == {"kept.json", "only.json", ".hidden.json"}
+    assert {each["file"] for each in logs} == {
+        *(f"{name}.json" for name in odd if name != "moved"),
+        *("other.json", "listless.json"),
+    }
+
+
+def test_what_another_process_has_leased_is_kept_and_read_later(store: DiskStore, root: Path) -> None:
+    layout, snapshot = Layout(root), publish(store, SMALL)
+    if not reports_open_files(layout.staging / "probe"):
+        pytest.skip("this file system has no leases")
+    ready, manifest = layout.ready_file("org--model"), layout.manifest(snapshot.manifest)
+    quarantine = Quarantine(snapshot, 5.0, "wrong", {})
+    layout.quarantine_file("org--model").write_text(json.dumps(quarantine.as_document()))
+    layout.previous_file("m").write_text(json.dumps(History((snapshot,)).as_document()))
+    layout.rollback_file("org--model").write_text(
+        json.dumps(Rollback(snapshot, None, snapshot.spec, 1.0).as_document())
+    )
+    reads: dict[Path, Callable[[], object]] = {
+        ready: lambda: catalog.read_snapshots(layout),
+        layout.quarantine_file("org--model"): lambda: catalog.read_quarantined(layout, {}),
+        layout.previous_file("m"): lambda: Histories(layout, 1),
+        layout.rollback_file("org--model"): lambda: Histories(layout, 1),
+    }
+    for path, read in reads.items():
+        with leased("write", [path]), pytest.raises(Leased):
+            read()
+        assert path.exists()
+    with leased("write", [ready]):
+        assert catalog.ready_snapshot(layout, "org--model") is None
+        with pytest.raises(Leased):
+            catalog.is_ready_file_of(ready, snapshot)
+    with leased("write", [manifest]):
+        for ask in (
+            lambda: catalog.read_shown(manifest),
+            lambda: catalog.read_manifest(layout, snapshot.manifest),
+        ):
+            with pytest.raises(Leased):
+                ask()
+    assert catalog.read_snapshots(layout) == {"org--model": snapshot}
+    assert Histories(layout, 1).begun_rollback("org--model") is not None
 
 
 # --- quarantines ---

@@ -20,10 +20,14 @@ from cachd.errors import InUse
 from cachd.model import ModelSpec, Ref, Snapshot
 from cachd.pod.mount import Mount
 from cachd.store.disk_store import DiskStore
+from cachd.store.holds import Holds
+from cachd.store.layout import Layout
+from cachd.store.root import make_directories
 from tests.faults.children import in_child
 from tests.ground import mount
 from tests.ground.models import noise
 from tests.ground.stored import A, B, keep, manifest_of, publish
+from tests.ground.synced import synced
 
 
 def revision(number: int) -> dict[str, bytes]:
@@ -276,3 +280,50 @@ def test_where_the_kernel_tells_no_use_a_hold_protects_nothing_and_that_is_said(
     ended = in_child(life)
     assert not ended.killed
     assert ended.told == []
+
+
+# --- hold files by themselves ---
+
+
+@pytest.fixture
+def layout(root: Path) -> Layout:
+    make_directories(root)
+    return Layout(root)
+
+
+def test_a_hold_file_is_made_once_readable_by_everybody_and_durable(layout: Layout) -> None:
+    holds, hold = Holds(layout), layout.hold("1" * 32)
+    (layout.staging / f"{'1' * 32}.hold").write_text("left by a crash")
+    with synced() as paths:
+        holds.make("1" * 32)
+    assert paths == [str(layout.staging / f"{'1' * 32}.hold"), str(layout.holds)]
+    assert (hold.stat().st_mode & 0o777, hold.read_bytes()) == (0o444, b"")
+    inode = hold.stat().st_ino
+    with synced() as paths:
+        holds.make("1" * 32)
+    assert (paths, hold.stat().st_ino) == ([], inode)
+    for _ in range(2):
+        holds.remove("1" * 32)
+        assert not hold.exists()
+
+
+def test_a_hold_file_that_cannot_be_moved_into_its_place_leaves_nothing(layout: Layout) -> None:
+    layout.holds.rmdir()
+    with pytest.raises(FileNotFoundError):
+        Holds(layout).make("1" * 32)
+    assert list(layout.staging.iterdir()) == []
+    layout.holds.touch()
+    with pytest.raises(NotADirectoryError):
+        Holds(layout).settle([])
+
+
+def test_a_start_gives_exactly_the_recorded_snapshots_a_hold_file(layout: Layout) -> None:
+    holds = Holds(layout)
+    kept, gone, new = ("1" * 32, "2" * 32, "3" * 32)
+    for each in (kept, gone):
+        holds.make(each)
+    inode = layout.hold(kept).stat().st_ino
+    (layout.holds / "directory").mkdir()
+    holds.settle([kept, new])
+    assert {path.name for path in layout.holds.iterdir()} == {kept, new, "directory"}
+    assert layout.hold(kept).stat().st_ino == inode

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from cachd.errors import InUse, NotFound
+from cachd.errors import DiskFailed, InUse, NoSpace, NotFound
 from cachd.model import Digest, ModelSpec, Ref, Snapshot
 from cachd.store.catalog import Quarantine
 from cachd.store.changes import Changes
@@ -72,7 +73,7 @@ def test_a_name_is_ready_from_its_declaration_on(names: Names, changes: Changes)
     assert marked(changes) == {"m"}
 
 
-def test_a_quarantined_name_is_known_and_not_ready(names: Names) -> None:
+def test_a_quarantined_name_is_known_and_not_ready(names: Names, root: Path) -> None:
     m, other = snapshot("m"), snapshot("b", number=2)
     for each in (m, other):
         names.declared(each)
@@ -82,8 +83,11 @@ def test_a_quarantined_name_is_known_and_not_ready(names: Names) -> None:
     assert names.quarantine_of("m") == quarantine(m)
     assert names.quarantined() == [quarantine(other), quarantine(m)]
     assert (names.all(), names.manifests()) == ([], {m.manifest, other.manifest})
+    files = [root / f".cachd/quarantined/{name}.json" for name in ("m", "b")]
+    assert [file.exists() for file in files] == [True, True]
     for _ in range(2):
         names.end_quarantine("m")
+        assert [file.exists() for file in files] == [False, True]
         assert (names.quarantine_of("m"), names.has("m")) == (None, False)
     assert names.quarantined() == [quarantine(other)]
 
@@ -166,6 +170,13 @@ def test_whoever_may_write_no_more_changes_nothing(root: Path, changes: Changes)
         pytest.fail("it may change nothing")
     with pytest.raises(InUse), names.changing():  # and the lock is free again
         pytest.fail("it may change nothing")
+
+
+def test_an_error_of_the_disk_is_told_as_one(names: Names) -> None:
+    with pytest.raises(NoSpace), names.changing():
+        raise OSError(errno.ENOSPC, "full")
+    with pytest.raises(DiskFailed), names.changing():
+        raise OSError(errno.EIO, "broken")
 
 
 # --- folders of the Hub view ---

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from cachd.errors import InUse
+from cachd.errors import DiskFailed, InUse
 from cachd.store.layout import Layout
 from cachd.store.nodes import Nodes, Term, Writer, end_dead_writer, newest_number
 from cachd.store.root import make_directories
+from cachd.store.root_lock import take_lock
 from tests.ground.stored import names_below
 
 
@@ -140,3 +141,73 @@ def test_a_root_is_taken_over_from_a_writer_that_left_its_directory(root: Path, 
     assert newest_number(Layout(root)) == 2
     assert names_below(nodes) == {f"{n}.{kind}" for n in (1, 2) for kind in ("writer", "beat", "ended")}
     assert names_below(root / ".cachd/ingest") == {"sha256-a-1"}
+
+
+def test_a_writer_is_dead_after_so_many_seconds_without_a_beat_and_a_pause_counts_as_two(
+    root: Path, nodes: Path
+) -> None:
+    (nodes / "1.writer").write_text("{}")
+    (nodes / "1.beat").write_text("1")
+    now = 100.0
+    observer = Nodes(root, clock=lambda: now)
+    assert observer.writer()
+    for _ in range(4):
+        now += 50.0
+        assert observer.writer()
+    now += 1.75
+    assert observer.writer()
+    now += 0.25
+    assert observer.writer() is None, "ten seconds"
+    (nodes / "1.beat").write_text("2")
+    assert observer.writer(), "it beats again"
+    for _ in range(4):
+        now += 2.0
+        assert observer.writer()
+    now += 2.0
+    assert observer.writer() is None
+
+
+def test_what_former_numbers_left_is_forgotten_but_for_the_last_twenty(root: Path, nodes: Path) -> None:
+    for number in (1, 4, 5, 24):
+        for kind in ("writer", "beat", "ended"):
+            (nodes / f"{number}.{kind}").write_text("{}")
+    (nodes / "x.writer").touch()
+    term = took(root)
+    assert term.number == 25
+    term.begin()
+    term.end()
+    left = {name.partition(".")[0] for name in names_below(nodes)}
+    assert left == {"24", "25", "x"}
+
+
+def test_a_term_closes_its_lock_and_what_it_made_beside(root: Path, nodes: Path) -> None:
+    before = sorted(os.listdir("/proc/self/fd"))
+    term = took(root)
+    assert names_below(nodes) == {"1.writer"}, "nothing staged is left"
+    assert len(os.listdir("/proc/self/fd")) == len(before) + 1
+    with pytest.raises(InUse):
+        take_lock(Layout(root).lock)
+    term.begin()
+    term.end({"code": "x"})
+    assert sorted(os.listdir("/proc/self/fd")) == before
+    os.close(take_lock(Layout(root).lock))
+
+
+def test_a_writer_that_beat_a_moment_ago_does_not_ask_whether_it_was_fenced(root: Path, nodes: Path) -> None:
+    term = took(root)
+    (nodes / "2.writer").write_text("{}")
+    term.check_if_late()
+    with pytest.raises(InUse):
+        term.check()
+    term.end()
+
+
+def test_a_term_that_could_not_begin_is_given_up_all_the_same(root: Path, nodes: Path) -> None:
+    term = took(root)
+    (nodes / "1.beat").mkdir()
+    with pytest.raises(DiskFailed):
+        term.begin()
+    term.end()
+    assert json.loads((nodes / "1.ended").read_text()) == {"error": None}
+    (nodes / "1.beat").rmdir()
+    assert Nodes(root).writer() is None

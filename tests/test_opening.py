@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
-from cachd.errors import Invalid
+from cachd.errors import DiskFailed, Invalid
 from cachd.store.layout import Layout
-from cachd.store.opening import FORMAT, check_format, prepare
+from cachd.store.opening import FORMAT, check_disk, check_format, prepare
 from cachd.store.root import make_directories
 from tests.ground.stored import names_below
+from tests.ground.synced import synced
 
 NAME = f"sha256-{'0a' * 32}-9"
 
@@ -41,6 +44,7 @@ def test_a_new_root_gets_its_format_and_the_tags_of_backup_tools(layout: Layout)
         ("cachd 2\n", "of a newer cachd"),
         ("cachd 10\n", "of a newer cachd"),
         ("cachd 0\n", "no format of cachd"),
+        ("cachd 01\n", "no format of cachd"),
         ("cachd 1", "no format of cachd"),
         ("", "no format of cachd"),
         ("x" * 4097, "no format of cachd"),
@@ -90,3 +94,57 @@ def test_entries_of_earlier_versions_are_renamed_unless_there_are_newer_ones(lay
     assert layout.pending_file("n").read_text() == layout.scrub_log.read_text() == "new"
     assert [(private / name).exists() for name in ("wishes", "uses.json", "verified.json")] == [False] * 3
     assert (private / "suspended").is_symlink(), "cachd made no link"
+
+
+def test_the_directories_that_a_publish_relies_on_are_durable(layout: Layout) -> None:
+    with synced() as paths:
+        prepare(layout)
+    first = (layout.root, layout.models, layout.format.parent)
+    assert paths[:5] == [*map(str, first), str(layout.format.with_name(".format.new")), str(first[2])]
+
+
+@pytest.mark.parametrize("count", [0, 1, 21])
+def test_entries_that_cachd_did_not_make_are_told_and_left_alone(layout: Layout, count: int) -> None:
+    for name in ("cache", "lost+found"):
+        (layout.root / name).mkdir()
+    foreign = [f"x{number:02}" for number in range(count)]
+    for name in foreign:
+        (layout.root / name).touch()
+    with capture_logs() as logs:
+        prepare(layout)
+    told = [(each["names"], each["count"]) for each in logs if "names" in each]
+    assert told == ([(foreign[:20], count)] if count else [])
+    assert names_below(layout.root) >= {*foreign, "cache", "lost+found"}
+
+
+def test_a_tag_that_cannot_be_written_keeps_no_daemon_from_its_start(layout: Layout) -> None:
+    for directory in (layout.root, layout.hub):
+        (directory / ".CACHEDIR.TAG.new").mkdir()
+    prepare(layout)
+    assert not (layout.root / "CACHEDIR.TAG").exists()
+
+
+@pytest.mark.parametrize("obstacle", ["ready", "models"])
+def test_a_root_whose_directories_do_not_share_links_is_refused_and_no_probe_stays(
+    layout: Layout, obstacle: str
+) -> None:
+    (layout.root / obstacle / ".probe").mkdir()
+    with pytest.raises(DiskFailed) as refusal:
+        prepare(layout)
+    assert (refusal.value.code, str(layout.root) in refusal.value.detail) == ("no_hard_links", True)
+    assert names_below(layout.staging) | (names_below(layout.root / obstacle) - {".trees", ".holds"}) == {
+        ".probe"
+    }
+    (layout.root / obstacle / ".probe").rmdir()
+    prepare(layout)
+
+
+def test_a_disk_has_at_least_the_size_that_is_intended(root: Path) -> None:
+    status = os.statvfs(root)
+    size = status.f_blocks * status.f_frsize
+    check_disk(root, at_least=size)
+    with pytest.raises(DiskFailed) as refusal:
+        check_disk(root, at_least=size + 1)
+    assert refusal.value.code == "disk_too_small"
+    with pytest.raises(DiskFailed):
+        check_disk(root / "absent", at_least=0)

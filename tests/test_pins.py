@@ -7,14 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
-from cachd.errors import InUse
+from cachd.errors import DiskFailed, InUse
 from cachd.store.disk_store import DiskStore
 from cachd.store.pins import PinnedBy
 from tests.ground.models import noise
 from tests.ground.node import Node
 from tests.ground.origin import Origin
 from tests.ground.site import assert_problem, until
+from tests.ground.synced import synced
 
 Nodes = Callable[..., Node]
 API, CONFIGURATION = PinnedBy.api, PinnedBy.configuration
@@ -70,6 +72,33 @@ def test_a_pin_of_the_configuration_is_not_removed_by_a_request_and_both_go_with
     assert store.pins.by("m") == [API, CONFIGURATION], "a refusal changes nothing"
     store.pins.remove("m")
     assert not store.pins.has("m")
+
+
+def test_a_pin_is_durable_and_told_when_it_begins_and_ends(store: DiskStore, root: Path) -> None:
+    private = root / ".cachd"
+    for by, directory in ((API, private / "pins"), (CONFIGURATION, private / "config_pins")):
+        told: list[list[tuple[object, object]]] = []
+        synced_paths: list[list[str]] = []
+        for change in (store.pins.add, store.pins.add, store.pins.release, store.pins.release):
+            with capture_logs() as logs, synced() as paths:
+                change("m", by)
+            told.append([(each["event"], each["by"]) for each in logs])
+            synced_paths.append(paths)
+        assert told == [[("pinned", by.value)], [], [("unpinned", by.value)], []]
+        written = [str(directory / ".m.new"), str(directory)]
+        assert synced_paths == [written, written, [str(directory)], []]
+    (private / "config_pins/.hidden").touch()
+    assert store.pins.configured() == []
+
+
+def test_a_disk_that_refuses_a_pin_is_named(store: DiskStore, root: Path) -> None:
+    (root / ".cachd/pins/m").mkdir()
+    for change in (store.pins.add, lambda name: store.pins.release(name, API)):
+        with pytest.raises(DiskFailed):
+            change("m")
+    (root / ".cachd/config_pins").rmdir()
+    with pytest.raises(DiskFailed):
+        store.pins.configured()
 
 
 def test_a_pin_of_an_earlier_version_counts_as_the_apis(

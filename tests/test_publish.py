@@ -5,15 +5,20 @@ from __future__ import annotations
 import concurrent.futures
 import json
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
 
 from cachd.errors import (
     CachdError,
+    DiskFailed,
+    InUse,
 )
+from cachd.model import ModelSpec, Ref
 from cachd.store.disk_store import DiskStore
+from cachd.store.history import Rollback
+from cachd.store.permit import Permit
 from tests.ground import mount
 from tests.ground.kill import base_as_another_user, killed_at_every_step
 from tests.ground.models import digests, noise
@@ -34,11 +39,13 @@ from tests.ground.stored import (
     hub,
     keep,
     manifest_of,
+    names_below,
     publish,
     refs_of,
     shown,
     swept_bytes,
 )
+from tests.ground.synced import synced
 
 # --- publish ---
 
@@ -195,6 +202,147 @@ def test_a_process_killed_at_any_step_of_a_new_revision_leaves_the_old_the_new_o
                 store.sweep_snapshots()
                 assert_whole(root, "mine", new, commit=B)
                 assert_only(root, {"mine": moved_again}, new)
+
+
+def test_each_step_of_a_publish_and_of_a_withdrawal_is_durable_before_the_next(
+    store: DiskStore, root: Path
+) -> None:
+    first, second = manifest_of(SMALL), manifest_of({**SMALL, "x": b"y"})
+    keep(store, {**SMALL, "x": b"y"})
+    staged = ["staging/.m.json.new", "staging"]
+    hub_places = ["hub/.locks", "F", "F", "F/.no_exist", "F/.no_exist/A"]
+    hub_places += [f"F/.no_exist/A/{each}" for each in ("1_Pooling/.config.json.new", "1_Pooling", "", "")]
+    assert durable_steps(root, lambda: publish(store, SMALL, name="m")) == [
+        *("blobs/sha256", "blobs", f"manifests/.{first.id}.json.new", "manifests"),
+        *(f"staging/{first.id}.hold", "models/.holds"),
+        *(f"staging/{first.id}/dir", f"staging/{first.id}", "models/.trees"),
+        *("staging/A/dir", "staging/A", "F/snapshots", "F/trees/.A.json.new", "F/trees"),
+        *(each.rstrip("/") for each in hub_places),
+        *("F", "hub", "F", "F/refs/.main.new", "F/refs"),
+        *(*staged, "models", "ready"),
+    ]
+    assert durable_steps(root, lambda: publish(store, {**SMALL, "x": b"y"}, name="m", now=2.0)) == [
+        *("blobs/sha256", "blobs", f"manifests/.{second.id}.json.new", "manifests"),
+        *(f"staging/{second.id}.hold", "models/.holds"),
+        *(f"staging/{second.id}/dir", f"staging/{second.id}", "models/.trees"),
+        *("F/snapshots/A/dir", "F/snapshots/A", "F/snapshots", "F/trees/.A.json.new", "F/trees"),
+        *("F", "hub", *staged, "ready", "models", "ready"),
+    ]
+    assert names_below(root / ".cachd/staging") == set()
+    assert durable_steps(root, lambda: store.withdraw("m")) == [
+        *("ready", "staging", "F/refs", "models", "F/trees/.A.json.new", "F/trees", "F/snapshots/A"),
+        *("models/.trees", "blobs/sha256", "manifests", "trash"),
+    ]
+
+
+def durable_steps(root: Path, work: Callable[[], object]) -> list[str]:
+    """What `work` syncs, in order: paths below the root, with F for the Hub folder and A for its commit."""
+    with synced() as paths:
+        work()
+    below = [path.removeprefix(f"{root}/").removeprefix(".cachd/") for path in paths]
+    return [path.replace("hub/models--org--model", "F").replace(A, "A") for path in below]
+
+
+@pytest.mark.parametrize("obstacle", [".cachd/staging/m.link", "ready/m.json"])
+def test_a_publish_that_fails_before_the_name_changes_leaves_the_snapshot_of_before_ready(
+    store: DiskStore, root: Path, obstacle: str
+) -> None:
+    before = publish(store, SMALL, name="m", revision=A, now=2.0)
+    (root / obstacle).unlink(missing_ok=True)
+    (root / obstacle).mkdir()
+    with pytest.raises(DiskFailed):
+        publish(store, ONE, name="m", revision=B, now=3.0)
+    assert store.names.get("m") == before
+    assert refs_of(root) == {"main": A}
+    if "staging" in obstacle:
+        assert names_below(root / ".cachd/staging") == {"m.link"}, "what was staged for the name is gone"
+    (root / obstacle).rmdir()
+    publish(store, ONE, name="m", revision=B, now=3.0)
+    assert_whole(root, "m", ONE, commit=B)
+
+
+def test_a_publish_that_fails_after_the_ready_file_is_gone_leaves_no_name_ready(
+    store: DiskStore, root: Path
+) -> None:
+    publish(store, SMALL, name="m", revision=A)
+    (root / "models/m").unlink()
+    (root / "models/m").mkdir()
+    with pytest.raises(DiskFailed):
+        publish(store, ONE, name="m", revision=B, now=2.0)
+    assert (store.names.get("m"), (root / "ready/m.json").exists(), refs_of(root)) == (None, False, {})
+
+
+def test_a_publish_ends_a_rollback_that_was_cut_off_before_the_name_changes(
+    store: DiskStore, root: Path
+) -> None:
+    ready = publish(store, SMALL, name="m", revision=A)
+    store.history.begin_rollback(Rollback(ready, ready, ready.spec, 1.5))
+    (root / "models/m").unlink()
+    (root / "models/m").mkdir()
+    with pytest.raises(DiskFailed):
+        publish(store, ONE, name="m", revision=B, now=2.0)
+    assert store.history.begun_rollbacks() == []
+
+
+def test_a_name_that_moves_to_another_repository_leaves_no_branch_in_the_first(
+    store: DiskStore, root: Path
+) -> None:
+    publish(store, SMALL, "hf://org/one", "m")
+    publish(store, SMALL, "hf://org/two", "m", now=2.0)
+    assert (refs_of(root, "org/one"), refs_of(root, "org/two")) == ({}, {"main": A})
+
+
+def test_a_snapshot_is_published_later_than_the_others_of_its_folder_whatever_the_clock_says(
+    store: DiskStore, root: Path
+) -> None:
+    old = publish(store, SMALL, name="old", revision=A, now=5.0)
+    new = publish(store, ONE, name="new", revision=B, now=1.0)
+    assert old.published_at == 5.0
+    assert new.published_at == pytest.approx(5.000001, abs=1e-7)
+    assert refs_of(root) == {"main": B}
+    assert publish(store, SMALL, "hf://org/other", "other", now=1.0).published_at == 1.0
+    assert publish(store, TWO, name="newest", revision=C, now=6.0).published_at == 6.0
+
+
+PINNED = ModelSpec(Ref.parse("hf://org/model"), "m")
+TAG = ModelSpec(Ref.parse("hf://org/model@v1"), "m")
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+@pytest.mark.parametrize(
+    ("is_pinned", "spec", "files", "is_refused"),
+    [
+        (True, PINNED, SMALL, False),
+        (True, PINNED, ONE, True),
+        (True, TAG, SMALL, True),
+        (False, PINNED, ONE, False),
+        (False, TAG, SMALL, False),
+    ],
+)
+def test_a_pull_moves_no_name_that_is_pinned_to_something_else(
+    store: DiskStore,
+    is_pinned: bool,
+    spec: ModelSpec,
+    files: dict[str, bytes],
+    is_refused: bool,
+    is_damaged: bool,
+) -> None:
+    publish(store, SMALL, name="m")
+    keep(store, files)
+    if is_pinned:
+        store.pins.add("m")
+    if is_damaged:
+        file = manifest_of(SMALL).files[0]
+        store.quarantine(file, "wrong", store.content.inode(file.blob), now=1.5)
+        keep(store, SMALL)
+    with pytest.raises(InUse) if is_refused else nullcontext():
+        store.publish(spec, manifest_of(files), now=2.0, permit=Permit())
+
+
+def test_a_free_name_may_be_pinned_before_its_first_pull(store: DiskStore) -> None:
+    store.pins.add("m")
+    keep(store, SMALL)
+    assert store.publish(PINNED, manifest_of(SMALL), now=2.0, permit=Permit()).name == "m"
 
 
 # --- names, filters, branches ---

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
-from cachd.errors import InUse
+from cachd.errors import InUse, NotFound
 from cachd.model import Manifest, ModelSpec, Ref, Snapshot
 from cachd.store.disk_store import DiskStore
+from cachd.store.pins import PinnedBy
 from cachd.store.protection import InUseBy, UseRules
 from cachd.store.scrub import Replaced
+from tests.attacks.test_leases import leased
 from tests.ground.stored import (
     SMALL,
     A,
     B,
     assert_whole,
     hub,
+    keep,
     manifest_file,
     manifest_of,
     names_below,
     publish,
     refs_of,
 )
+from tests.ground.synced import synced
 
 NAME, PATH = "org--model", "dir/model.bin"
 FILE = next(f for f in manifest_of(SMALL).files if f.path == PATH)
@@ -187,6 +193,64 @@ def test_a_start_ends_what_a_crash_left_of_a_quarantine(
     assert (store.content.damaged.has(FILE.blob), store.content.has(FILE)) == (True, False)
 
 
+def test_damage_of_what_no_snapshot_uses_has_no_result(store: DiskStore, snapshot: Snapshot) -> None:
+    unused = {"x": b"unused"}
+    keep(store, unused)
+    (file,) = manifest_of(unused).files
+    with pytest.raises(Replaced):
+        store.quarantine(file, "wrong", store.content.inode(file.blob), now=5.0)
+    assert (store.content.has(file), store.names.quarantined()) == (True, [])
+
+
+def test_a_blob_that_is_gone_has_no_inode_and_its_names_wait_for_it(
+    store: DiskStore, snapshot: Snapshot
+) -> None:
+    store.content.path(FILE.blob).unlink()
+    assert store.quarantine(FILE, "it is gone", 0, now=5.0) == [NAME]
+    found = store.names.quarantine_of(NAME)
+    assert found is not None
+    assert (found.inodes, found.reason, store.content.damaged.has(FILE.blob)) == (
+        {},
+        f"{PATH}: it is gone",
+        False,
+    )
+    store.layout.manifest(snapshot.manifest).unlink()
+    assert store.to_repair(snapshot.spec) is None
+
+
+def test_a_quarantine_is_recorded_before_the_ready_file_goes(
+    store: DiskStore, root: Path, snapshot: Snapshot
+) -> None:
+    with synced() as paths:
+        store.quarantine(FILE, "wrong", store.content.inode(FILE.blob), now=5.0)
+    private, repo = root / ".cachd", hub(root)
+    first = [private / f"quarantined/.{NAME}.json.new", private / "quarantined", root / "ready"]
+    first += [repo / "refs", root / "models"]
+    assert paths[:5] == list(map(str, first))
+    tree = store.layout.tree(snapshot.manifest)
+    assert {str(tree / "dir"), str(repo / "snapshots" / A / "dir")} < {*paths[5:]}
+
+
+def test_a_view_that_cannot_be_repaired_is_told_and_its_files_are_checked_all_the_same(
+    store: DiskStore, root: Path, snapshot: Snapshot
+) -> None:
+    trees = hub(root) / "trees"
+    trees.rename(trees.with_name("moved"))
+    trees.touch()
+    with capture_logs() as logs:
+        assert store.check(NAME, now=5.0) is None
+    assert [each["name"] for each in logs if each["event"] == "views not repaired"] == [NAME]
+    (hub(root) / "snapshots" / A / PATH).unlink()
+    assert store.check(NAME, now=6.0) == f"hub/models--org--model/{PATH} is gone"
+
+
+def test_a_ready_file_that_is_leased_for_now_is_no_damage(store: DiskStore, snapshot: Snapshot) -> None:
+    if not store.reports_open_files:
+        pytest.skip("this file system has no leases")
+    with leased("write", [store.layout.ready_file(NAME)]):
+        assert store.check(NAME, now=5.0) is None
+
+
 # --- who uses a snapshot ---
 
 
@@ -256,3 +320,36 @@ def test_a_pin_and_a_lease_end_with_their_name(store: DiskStore, snapshot: Snaps
     store.leases.take(NAME, "pod", until=1e13)
     error = refusal(store, manifest_of(SMALL))
     assert "by pod (leases: 2)" in error.detail
+
+
+def test_a_refusal_says_who_keeps_a_model_and_how_to_end_it(store: DiskStore, snapshot: Snapshot) -> None:
+    protection, leases = store.protection, store.leases
+    with pytest.raises(NotFound):
+        store.manifests.of(replace(snapshot, manifest="f" * 32))
+    protection.check_unused("absent")
+    leases.take(NAME, "expired", until=1.0)
+    protection.check_unused(NAME)
+    leases.take(NAME, "first", until=1e11)
+    leases.take(NAME, "", until=2e11)
+    refused = refusal(store, manifest_of(SMALL))
+    assert refused.code == "leased"
+    assert refused.detail == f"{NAME} is leased by an unnamed holder (leases: 2)"
+    store.pins.add(NAME)
+    refused = refusal(store, manifest_of(SMALL))
+    assert (refused.code, f"cachd unpin {NAME}" in refused.hint) == ("pinned", True)
+    store.pins.add(NAME, PinnedBy.configuration)
+    assert "in the configuration" in refusal(store, manifest_of(SMALL)).hint
+    with pytest.raises(InUse):
+        protection.check_names_unused([publish(store, SMALL, name="too"), snapshot], manifest_of(SMALL))
+
+
+def test_a_hold_is_taken_once_and_not_while_a_pod_has_it(store: DiskStore, snapshot: Snapshot) -> None:
+    protection, hold = store.protection, store.layout.hold(snapshot.manifest)
+    if store.reports_open_files:
+        with hold.open("rb"):
+            assert not protection.takes_hold(snapshot.manifest)
+            with pytest.raises(InUse, match=f"^m is {InUseBy.POD}"):
+                protection.take_hold(snapshot.manifest, of="m")
+        assert hold.exists()
+    protection.take_hold(snapshot.manifest, of="m")
+    assert not hold.exists()

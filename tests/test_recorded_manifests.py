@@ -163,6 +163,7 @@ def test_a_computed_sha256_is_written_into_the_manifest_and_known_of_the_next_on
 ) -> None:
     computed = sha256(CONTENT)
     assert recorded_hash(store, weak) == computed.hex
+    assert store.content.hashes.unrecorded() == frozenset(), "nothing is left to be written"
     assert manifests.as_kept(weak).files[0].sha256 == computed
     elsewhere = Manifest(
         "https://other/", A, (replace(WEAK, base="https://other/", origin="https://other/x"),)

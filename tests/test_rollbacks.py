@@ -12,7 +12,7 @@ from cachd.errors import DiskFailed, NotFound
 from cachd.store.disk_store import DiskStore
 from cachd.store.history import Rollback
 from cachd.store.rollbacks import Rollbacks
-from tests.ground.stored import SMALL, A, B, assert_whole, publish, sha256
+from tests.ground.stored import SMALL, A, B, assert_whole, names_below, publish, sha256
 
 OLD = {"config.json": b"{}", "model.bin": b"old"}
 NEW = {"config.json": b"{}", "model.bin": b"new"}
@@ -116,3 +116,39 @@ def test_another_request_completes_the_rollback_that_had_begun(keeping: DiskStor
     begun(keeping)
     assert keeping.rollback("m", now=9.0).published_at == 3.0
     assert_whole(root, "m", OLD, commit=A)
+
+
+def test_a_rollback_that_fails_before_the_name_changes_is_undone(keeping: DiskStore, root: Path) -> None:
+    before = keeping.names.get("m"), keeping.history.of("m"), keeping.history.rolled_back_from("m")
+    (root / ".cachd/staging/m.link").mkdir()
+    with pytest.raises(DiskFailed):
+        keeping.rollback("m", now=3.0)
+    assert (keeping.names.get("m"), keeping.history.of("m"), keeping.history.rolled_back_from("m")) == before
+    assert keeping.history.begun_rollbacks() == []
+    assert names_below(root / ".cachd/rollbacks") == set()
+
+
+def test_a_rollback_that_fails_after_the_ready_file_is_gone_is_completed_by_the_next_request(
+    keeping: DiskStore, root: Path
+) -> None:
+    link = root / "models/m"
+    link.unlink()
+    link.mkdir()
+    with pytest.raises(DiskFailed):
+        keeping.rollback("m", now=3.0)
+    assert keeping.names.get("m") is None
+    assert [each.at for each in keeping.history.begun_rollbacks()] == [3.0]
+    link.rmdir()
+    assert keeping.rollback("m", now=9.0).published_at == 3.0
+    assert_whole(root, "m", OLD, commit=A)
+    assert keeping.history.begun_rollbacks() == []
+
+
+def test_a_quarantined_name_is_rolled_back_and_its_damage_is_forgotten(
+    keeping: DiskStore, root: Path
+) -> None:
+    file = next(f for f in keeping.manifests.of(keeping.names.ready("m")).files if f.path == "model.bin")
+    assert keeping.quarantine(file, "wrong", keeping.content.inode(file.blob), now=2.5) == ["m"]
+    assert keeping.rollback("m", now=3.0).revision == A
+    assert_whole(root, "m", OLD, commit=A)
+    assert (keeping.names.quarantined(), keeping.history.of("m")) == ([], [])

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
+from cachd.errors import NotFound
 from cachd.model import ModelSpec
 from cachd.store.disk_store import DiskStore
 from cachd.store.sweep import KINDS, Leftover, remove
@@ -121,3 +123,45 @@ def test_a_snapshot_in_use_or_kept_for_a_rollback_is_needed(root: Path) -> None:
         store.publish(spec, manifest_of(TWO, revision=B), now=3.0)
         assert store.withdraw("org--model") == swept_bytes(ONE, TWO), "its history goes with it"
         assert store.manifests.ids() == [new.manifest]
+
+
+def test_a_leftover_is_as_old_as_its_last_change(full: DiskStore) -> None:
+    leftovers = found(full)
+    blob = full.content.path(manifest_of(EXTRA).files[0].blob)
+    (ingest,) = full.layout.ingests.iterdir()
+    (damaged,) = full.layout.damaged_blobs.iterdir()
+    assert leftovers["blob"].changed_at == blob.stat().st_ctime
+    assert leftovers["damaged"].changed_at == damaged.stat().st_ctime
+    places = (ingest, ingest / "data", ingest / "journal")
+    assert leftovers["ingest"].changed_at == max(each.stat().st_ctime for each in places if each.exists())
+    manifest = full.layout.manifest(leftovers["snapshot"].name)
+    assert leftovers["snapshot"].changed_at == manifest.stat().st_ctime
+    for kind in ("blob", "ingest", "damaged"):
+        at = leftovers[kind].changed_at
+        assert kind not in {each.kind for each in full.sweep.leftovers(before=at)}
+        assert kind in {each.kind for each in full.sweep.leftovers(before=math.nextafter(at, math.inf))}
+
+
+def test_partial_downloads_are_listed_the_oldest_first_and_those_without_data_are_the_first_of_all(
+    full: DiskStore,
+) -> None:
+    names = [f"sha256-{digit * 64}-9" for digit in "12"]
+    for name in names:
+        (full.layout.ingests / name).mkdir()
+    for name in reversed(names):
+        (full.layout.ingests / name).chmod(0o700)
+        (full.layout.ingests / name / "data").touch()
+    listed = [each for each in full.sweep.partial_downloads() if each.name != str(FILE.blob)]
+    assert {each.name for each in listed} == {f"sha256:{digit * 64}" for digit in "12"}
+    assert [each.changed_at for each in listed] == sorted(each.changed_at for each in listed)
+
+
+def test_what_was_swept_is_logged_and_so_is_what_could_not_be() -> None:
+    def fails() -> int:
+        raise NotFound("gone")
+
+    removes: dict[str, Callable[[], int]] = {"swept": lambda: 7, "leftover not removed": fails, "": lambda: 0}
+    for event, work in removes.items():
+        with capture_logs() as logs:
+            remove(Leftover("blob", "x", 1, 0.0, work))
+        assert [each["event"] for each in logs] == ([event] if event else [])

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from cachd.kernel import inotify
 from cachd.model import Snapshot
 from cachd.store.content.blobs import inode_of
 from cachd.store.disk_store import DiskStore
 from cachd.store.ingest.part_lines import parts_of
-from cachd.store.watch import ViewChanges, Watch, Watched
+from cachd.store.watch import ViewChanges, Watch, Watched, _Directory, _Kind, _Queue, _reason_of
 from tests.ground.stored import SMALL, A, B, hub, manifest_of, publish
 
 PATH = "dir/model.bin"
@@ -160,6 +163,7 @@ def test_nothing_is_watched_before_the_start_and_after_the_end(store: DiskStore)
     store.layout.model("m").unlink()
     assert watch.changes() == ViewChanges()
     watch.start()
+    assert watch.watched() == Watched(5, 0, ""), "what all snapshots share"
     watch.cover(manifest, [FOLDER])
     assert watch.sees_all_opens()
     watched = watch.watched()
@@ -236,3 +240,89 @@ def test_only_those_opens_that_cachd_names_are_its_own(watch: Watch, place: Plac
     with watch.own_opens([f"{place.tree}/{PATH}"]):
         opened(place.tree / "config.json")
     assert watch.opened_at(place.manifest, 3.0) == 3.0
+
+
+def test_opens_that_the_kernel_dropped_are_told_once(watch: Watch, place: Place) -> None:
+    most = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+    both = [place.tree / PATH, place.tree / "config.json"]  # the kernel merges equal events in a row
+    for number in range(most + 1):
+        opened(both[number % 2])
+    watch.note_opens(1.0)
+    assert [watch.lost_opens(), watch.lost_opens()] == [True, False]
+
+
+# --- one queue ---
+
+
+def test_a_queue_watches_so_many_directories_and_each_of_them_again(tmp_path: Path) -> None:
+    places = [tmp_path / name for name in ("a", "b", "c")]
+    for each in places:
+        each.mkdir()
+    a, b, c = (_Directory(str(each), _Kind.FOLDER, each.name) for each in places)
+    with closing(_Queue(inotify.DELETE, 2)) as queue:
+        for directory in (a, b, a, b):
+            queue.add(directory)
+        with pytest.raises(OSError, match="no more than 2") as refused:
+            queue.add(c)
+        assert (refused.value.errno, queue.count) == (errno.ENOSPC, 2)
+        places[0].rmdir()
+        assert list(queue.read()) == []
+        assert queue.count == 1, "a directory that is gone makes room"
+        queue.add(c)
+        queue.remove(b.path)
+        queue.remove(b.path)
+        assert queue.count == in_kernel() == 1
+        (places[2] / "x").mkdir()
+        (places[2] / "x").rmdir()
+        (places[1] / "x").mkdir()
+        (places[1] / "x").rmdir()
+        assert [(directory, event.name) for directory, event in queue.read()] == [(c, "x")]
+
+
+def test_a_new_directory_at_a_watched_path_is_watched_instead(tmp_path: Path) -> None:
+    directory = _Directory(str(tmp_path / "a"), _Kind.FOLDER)
+    with closing(_Queue(inotify.DELETE, 2)) as queue:
+        for name in ("first", "second"):
+            (tmp_path / "a").mkdir()
+            queue.add(directory)
+            (tmp_path / "a").rename(tmp_path / name)
+        (tmp_path / "a").mkdir()
+        queue.add(directory)
+        for name in ("first", "second", "a"):
+            (tmp_path / name / name).touch()
+            (tmp_path / name / name).unlink()
+        assert [event.name for _, event in queue.read()] == ["a"]
+        assert queue.count == in_kernel() == 1
+
+
+def in_kernel() -> int:
+    """How many directories the kernel watches for this process (man 5 proc: fdinfo)."""
+    count = 0
+    for each in Path("/proc/self/fdinfo").iterdir():
+        with suppress(FileNotFoundError):
+            count += each.read_text().count("inotify wd:")
+    return count
+
+
+def test_what_the_kernel_refuses_to_watch_is_told_until_nobody_needs_it(watch: Watch, place: Place) -> None:
+    manifest, before = manifest_of(SMALL), watch.watched()
+    watch.cover(manifest, ["x" * 300])
+    refused = watch.watched()
+    assert (refused.directories, refused.reason) == (before.directories, "File name too long")
+    assert (refused.unwatched, watch.sees_all_opens()) == (5, False)
+    watch.leave(place.manifest)
+    assert (watch.watched().unwatched, watch.watched().reason) == (0, "")
+    assert watch.sees_all_opens()
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOSPC, "full"), "full (sysctl fs.inotify.max_user_watches)"),
+        (OSError(errno.EMFILE, "many"), "many (sysctl fs.inotify.max_user_instances)"),
+        (OSError(errno.EACCES, "closed"), "closed"),
+        (OSError("odd"), "odd"),
+    ],
+)
+def test_the_reason_names_the_limit_that_an_administrator_can_raise(error: OSError, reason: str) -> None:
+    assert _reason_of(error) == reason

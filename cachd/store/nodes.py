@@ -222,7 +222,8 @@ class Term:
             self._lock = None
 
     def _hand_over(self, error: Mapping[str, Any] | None) -> None:
-        move_ingests(self._layout, self._common)
+        if self._layout.ingests.exists():  # `begin` may have failed before it made them
+            move_ingests(self._layout, self._common)
         # A takeover that was interrupted stays for the next writer: it may have partial downloads.
         places = [self._place / name for name in _WORK] if formers_in(self._place) else [self._place]
         for place in places:

@@ -287,8 +287,8 @@ def test_the_names_of_blobs_that_came_or_went_are_synced(store: DiskStore, damag
     assert os_calls(lambda: damaged.keep(git.blob, content.inode(git.blob))) == ["rename", "rename", "fsync"]
     assert os_calls(lambda: damaged.forget(git.blob)) == ["unlink", "fsync", "unlink"]
     dropped = os_calls(lambda: content.removal.drop(FILE.blob))
-    assert (dropped[:2], dropped.count("fsync")) == (["unlink", "rename"], 2), (
-        "its name, and that in the trash"
+    assert (dropped[:2], dropped.count("fsync")) == (["unlink", "rename"], 3), (
+        "both directories, and the proofs"
     )
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import stat
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
-from cachd.errors import Corrupt, DiskFailed
+from cachd.errors import Corrupt, DiskFailed, InUse
 from cachd.model import Digest, Extent, File
+from cachd.store.content import ContentStore
 from cachd.store.content.blobs import blocks_of, freed_by, inode_of
 from cachd.store.content.claims import Claims
 from cachd.store.content.damaged import DamagedBlobs
@@ -38,8 +41,10 @@ from tests.ground.stored import (
     sha256,
     write,
 )
+from tests.test_durable import os_calls
 
 OTHER = sha256(b"other")
+PATIENCE_SECONDS = 30.0
 MANIFEST = manifest_of({"model.bin": CONTENT})
 
 
@@ -254,6 +259,102 @@ def test_a_commit_or_a_wrong_digest_ends_the_use_of_a_damaged_copy(
         assert (damaged.has(FILE.blob), store.content.has(FILE)) == (False, is_right)
         assert names_below(store.layout.ingests) == set()
         store.content.removal.drop(FILE.blob)
+
+
+def test_a_begin_that_fails_at_a_damaged_copy_leaves_nothing_open(
+    store: DiskStore, damaged: DamagedBlobs
+) -> None:
+    commit(store, FILE, CONTENT)
+    damaged.keep(FILE.blob, store.content.inode(FILE.blob))
+    parts_of(damaged.path(FILE.blob)).mkdir()  # its hashes cannot be read
+    with pytest.raises(DiskFailed):
+        store.content.begin(FILE)
+    opened = (os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd"))
+    assert [path for path in opened if path.startswith(str(store.layout.ingests))] == []
+    parts_of(damaged.path(FILE.blob)).rmdir()
+    store.content.begin(FILE).close()
+
+
+def test_the_names_of_blobs_that_came_or_went_are_synced(store: DiskStore, damaged: DamagedBlobs) -> None:
+    content = store.content
+    git = File("model.bin", len(CONTENT), "https://host/model.bin", DIGESTS["git-sha1"](CONTENT))
+    for file in (FILE, git):
+        content.put(file, memoryview(CONTENT))
+    assert os_calls(lambda: content.put(FILE, memoryview(CONTENT))) == [], "it is here"
+    assert os_calls(lambda: content.sync([FILE.blob, OTHER])) == ["fsync"] * 2
+    assert os_calls(lambda: content.sync([FILE.blob, git.blob])) == ["fsync"] * 3
+    assert os_calls(lambda: content.sync([])) == ["fsync"]
+    assert os_calls(lambda: damaged.keep(git.blob, content.inode(git.blob))) == ["rename", "rename", "fsync"]
+    assert os_calls(lambda: damaged.forget(git.blob)) == ["unlink", "fsync", "unlink"]
+    dropped = os_calls(lambda: content.removal.drop(FILE.blob))
+    assert (dropped[:2], dropped.count("fsync")) == (["unlink", "rename"], 3), (
+        "both directories, and the proofs"
+    )
+
+
+def test_a_put_writes_a_sealed_file_aside_and_moves_it(store: DiskStore) -> None:
+    put = ["pwrite", "fchmod", "utime", "fsync", "rename"]
+    store.content.put(FILE, memoryview(CONTENT))
+    store.content.path(FILE.blob).unlink()
+    store.content.path(FILE.blob).parent.rmdir()
+    with capture_logs():  # they are written, too
+        called = [
+            os_calls(lambda at=at: store.content.put(file_of(at), memoryview(at))) for at in (b"a", b"b")
+        ]
+    moved = [[name for name in names if name != "write"] for names in called]  # of the proofs
+    assert moved == [[*put, "mkdir", "rename"], put], "the first makes the directory"
+    directory = store.content.path(FILE.blob).parent
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+
+
+def test_who_may_no_longer_write_neither_commits_nor_puts(store: DiskStore) -> None:
+    def refused() -> None:
+        raise InUse("another process has the root")
+
+    fenced = ContentStore(store.layout, check=refused)
+    with closing(fenced.begin(FILE)) as ingest:
+        write(ingest, CONTENT)
+        ingest.follow(memoryview(bytearray(64 * KIB)))
+        with pytest.raises(InUse):
+            fenced.commit(ingest)
+        with pytest.raises(InUse):
+            fenced.put(FILE, memoryview(CONTENT))
+        assert (store.content.has(FILE), fenced.is_begun(FILE)) == (False, True)
+        store.content.commit(ingest)
+    assert store.content.has(FILE)
+
+
+def test_a_put_tells_readers_ends_a_damaged_copy_and_notes_what_it_knows(
+    store: DiskStore, damaged: DamagedBlobs
+) -> None:
+    content, file = store.content, replace(FILE, base="https://host/")
+    content.put(file, memoryview(CONTENT))
+    damaged.keep(file.blob, content.inode(file.blob))
+    offer = content.offers.of(file)
+    before = offer.wait(-1, 0.0)
+    content.put(file, memoryview(CONTENT))
+    assert offer.wait(before, PATIENCE_SECONDS) == before + 1
+    assert (damaged.has(file.blob), content.proven.has(file)) == (False, True)
+    git = File("model.bin", len(CONTENT), "https://host/model.bin", DIGESTS["git-sha1"](CONTENT))
+    with pytest.raises(Corrupt) as refusal:
+        content.put(replace(git, sha256=OTHER), memoryview(CONTENT))
+    assert refusal.value.facts["expected"] == str(OTHER)
+    assert not content.has(git)
+    content.put(replace(git, sha256=sha256(CONTENT)), memoryview(CONTENT))
+    assert content.hashes.blob_of(sha256(CONTENT)) == git.blob
+
+
+def test_one_offer_of_a_blob_lasts_as_long_as_somebody_has_it(store: DiskStore) -> None:
+    offers = store.content.offers
+    offers.tell(FILE)  # nobody reads along
+    offer = offers.of(FILE)
+    assert offers.of(replace(FILE, path="other.bin")) is offer
+    other = offers.of(replace(FILE, size=FILE.size + 1))
+    assert (other is offer, other.size, offer.size) == (False, FILE.size + 1, FILE.size)
+    assert offer.data == store.layout.ingest(FILE.blob, FILE.size) / "data"
+    before = [each.wait(-1, 0.0) for each in (offer, other)]
+    offers.tell(FILE)
+    assert [each.wait(-1, 0.0) for each in (offer, other)] == [before[0] + 1, before[1]]
 
 
 # --- removal ---

@@ -10,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from cachd.errors import DiskFailed
 from cachd.model import Digest, Extent, File
@@ -20,6 +21,7 @@ from cachd.store.ingest.journal import Journal, Recorded
 from cachd.store.ingest.part_lines import line_of
 from tests.ground.disks import FuseDisk
 from tests.ground.pause import at_event
+from tests.test_durable import os_calls
 
 SIZE = 100
 FILE = File("model.bin", SIZE, "https://host/model.bin", Digest("sha256", "0" * 64), base="https://host/")
@@ -223,3 +225,16 @@ def test_a_sync_of_what_another_thread_has_discarded_is_no_failure(opened: Open)
     opened.directory.rmdir()
     opened.journal.sync()
     assert opened.synced == []
+
+
+def test_a_line_is_durable_after_its_bytes_and_the_first_after_the_names_of_its_file(opened: Open) -> None:
+    replaced = ["fchmod", "pwrite", "fsync", "rename", "fsync"]
+    opened.journal.keep(FIRST, hashed())
+    names = ["fsync", "fsync"]  # of the journal, and of its directory
+    with capture_logs():  # they are written, too
+        assert os_calls(opened.journal.sync) == ["fdatasync", *replaced, *names, "write", "fdatasync"]
+        opened.journal.keep(SECOND, hashed())
+        assert os_calls(opened.journal.sync) == ["fdatasync", "write", "fdatasync"]
+        assert os_calls(opened.journal.sync) == []
+    rewritten = os_calls(lambda: opened.journal.rewrite("0 40 abc\n"))
+    assert rewritten == ["unlink", "fsync", "fdatasync", *replaced]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
@@ -11,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from cachd.errors import CachdError, DiskFailed, Unavailable
 from cachd.kernel import threads
+from cachd.kernel.durable import Notes
 from cachd.model import Digest, Extent, File, ModelSpec, Ref
 from cachd.store.changes import Changes
 from cachd.store.content.claims import Claims
@@ -333,6 +336,33 @@ def test_the_journal_is_written_by_one_thread_at_a_time(tmp_path: Path) -> None:
         journal.keep(PART, hashed)
         with paused_before(DataFile.sync, journal.sync):
             assert_all_wait(journal._lock, journal.sync)  # it asks the other thread to sync once more
+        with paused_before(Notes.append, lambda: journal.keep(PART, hashed)):
+            assert journal._lock.locked(), "lines are noted one after the other"
+
+
+@pytest.mark.parametrize("error", [Unavailable("later", code="busy"), DiskFailed("broken")])
+def test_a_sync_that_fails_is_noted_by_one_thread_at_a_time(tmp_path: Path, error: CachdError) -> None:
+    begun, gate = threading.Event(), threading.Event()
+
+    def refused(_: Sequence[Extent]) -> None:
+        begun.set()
+        assert gate.wait(PATIENCE_SECONDS)
+        raise error
+
+    with (
+        contextlib.closing(DataFile(tmp_path, lambda: None)) as data,
+        contextlib.closing(Journal(tmp_path, FILE, data, About(tmp_path, FILE), refused)) as journal,
+        ThreadPoolExecutor(1) as syncs,
+    ):
+        journal.keep(PART, PartHash(None))
+        syncing = syncs.submit(journal.sync)
+        assert begun.wait(PATIENCE_SECONDS)
+
+        def ends() -> None:
+            gate.set()
+            wait([syncing], PATIENCE_SECONDS)
+
+        assert_all_wait(journal._lock, ends)
 
 
 def test_the_source_of_an_ingest_is_written_down_by_one_thread_at_a_time(tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ OVERLAPS: dict[str, tuple[list[Extent], list[Extent]]] = {
     "twice the same": ([A, A, B], [B]),
     "one in another": ([Extent(0, 30), B], []),
     "one in another, and one after it": ([Extent(0, 20), Extent(5, 6), C], [C]),
+    "two that begin where another ends": ([A, Extent(10, 30), B], [A]),
     "a chain": ([Extent(0, 12), Extent(11, 25), Extent(20, 30)], []),
     "one that reaches far, and two in it": (
         [Extent(0, 25), Extent(5, 10), C, Extent(30, 40)],

@@ -51,6 +51,12 @@ def data(tmp_path: Path) -> Iterator[DataFile]:
         yield opened
 
 
+def opened_below(place: Path) -> list[str]:
+    """The files below `place` that this process has open."""
+    opened = (os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd"))
+    return [path for path in opened if path.startswith(f"{place}/")]
+
+
 # --- an earlier run ---
 
 RESUMED: dict[str, tuple[Recorded, tuple[Extent, bool] | None]] = {
@@ -157,9 +163,7 @@ def test_intact_parts_fill_gaps_and_replace_no_received_byte(
     for part in expected:
         kept[part.start : part.stop] = CONTENT[part.start : part.stop]
     assert content == kept
-    assert not any(
-        os.path.realpath(f"/proc/self/fd/{n}") == str(damaged) for n in os.listdir("/proc/self/fd")
-    )
+    assert opened_below(tmp_path) == []
 
 
 def test_of_a_shorter_blob_its_complete_parts_are_copied(damaged: Path, tmp_path: Path) -> None:
@@ -219,6 +223,7 @@ def test_the_copy_of_an_ingest_has_the_recorded_bytes_and_all_lines_in_one_file(
     (ingest / "owners").write_text("owners")
     copy_ingest(ingest, tmp_path / "again")
     assert (tmp_path / "again/owners").read_text() == "owners"
+    assert opened_below(tmp_path) == []
 
 
 BYTES: dict[str, tuple[list[Extent], int]] = {
@@ -269,3 +274,4 @@ def test_bytes_are_copied_here_where_the_file_server_does_not_copy_them(
     else:
         with pytest.raises(OSError, match="Input/output"):
             copy_ingest(ingest, tmp_path / "copy")
+    assert opened_below(tmp_path) == []

@@ -12,15 +12,17 @@ import pytest
 
 from cachd.config import Config
 from cachd.daemon.sources import build_table
-from cachd.errors import NotFound
+from cachd.errors import NotFound, Unavailable
 from cachd.metrics import Metrics
 from cachd.model import Digest, Extent, File
 from cachd.policy import backoff
+from cachd.store.pins import PinnedBy
 from cachd.store.scrub_log import ScrubLog
 from cachd.upkeep.presence import PresenceChecks
 from cachd.upkeep.refusals import Refusals
 from cachd.upkeep.repairs import Repairs
-from tests.conftest import PATIENCE_SECONDS, Engine
+from cachd.upkeep.retries import Retries
+from tests.conftest import PATIENCE_SECONDS, Engine, spec_of
 from tests.ground.disks import FuseDisk
 from tests.ground.models import noise
 from tests.ground.origin import Origin, Status
@@ -154,3 +156,61 @@ def test_a_repair_that_fails_is_tried_again_each_time_after_a_longer_wait(
     pull.done.result(PATIENCE_SECONDS)
     assert on.store.names.get("m") is not None
     assert on.store.names.quarantined() == []
+
+
+def test_a_repair_of_what_is_replaced_or_needed_by_nobody_is_none(
+    origin: Origin, engine: Callable[..., Engine]
+) -> None:
+    on = engine(scrub_bytes_per_second=0)
+    file = pulled(on, origin)
+    log, metrics = ScrubLog(on.store.layout.scrub_log), Metrics()
+    repairs = Repairs(on.store, on.pulls, log, metrics, now=lambda: 5.0)
+    inode = on.store.content.inode(file.blob)
+    log.verified(file.blob)
+    assert repairs.check("m") is None
+    assert not repairs.repair_blob(file, "damaged", inode + 1)
+    assert not repairs.repair_copy(file, str(on.store.layout.model("m") / "m"), "damaged", inode + 1)
+    assert [blob for blob, _ in log.times()] == [file.blob]
+    assert metrics.registry.get_sample_value("cachd_verify_failures_total", {"stage": "scrub"}) in (None, 0)
+    origin.fault("/model.bin", Status(404), methods=("GET", "HEAD"))
+    assert repairs.repair_blob(file, "damaged", inode)
+    assert list(log.times()) == []
+    assert metrics.registry.get_sample_value("cachd_verify_failures_total", {"stage": "scrub"}) == 1
+    assert [(each.snapshot.name, each.since) for each in on.store.names.quarantined()] == [("m", 5.0)]
+    pull = on.pulls.get("m")
+    assert pull is not None
+    assert pull.asked_by == "cachd:repair"
+    with pytest.raises(NotFound):
+        pull.done.result(PATIENCE_SECONDS)
+
+
+# --- pulls that failed ---
+
+
+def test_a_retry_that_cannot_begin_is_planned_anew_after_a_longer_pause(
+    origin: Origin, engine: Callable[..., Engine]
+) -> None:
+    on, now = engine(scrub_bytes_per_second=0, retries=0), 0.0
+    spec = spec_of(origin.add("/model.bin", CONTENT), name="m")
+    on.begin(spec).done.result(PATIENCE_SECONDS)
+    origin.fault("/model.bin", Status(503), methods=("GET", "HEAD"), times=None)
+    pull = on.pulls.start(spec, refresh=True)
+    assert pull is not None
+    with pytest.raises(Unavailable):
+        pull.done.result(PATIENCE_SECONDS)
+    origin.clear()
+    pull.ended_at = 0.0
+    retries = Retries(on.store, on.pulls, lambda _: False, chance=lambda: 1.0, now=lambda: now)
+    retries.tick()
+    assert (pull.retry_at, pull.retries) == (30.0, 0)
+    on.store.pins.add("m", PinnedBy.api)
+    now = 30.0
+    retries.tick()
+    assert (on.pulls.get("m"), pull.retries, pull.retry_at) == (pull, 1, 90.0)
+    on.store.pins.release("m", PinnedBy.api)
+    now = 90.0
+    retries.tick()
+    again = on.pulls.get("m")
+    assert again is not None
+    assert (again is pull, again.retries, again.asked_by) == (False, 2, "cachd:retry")
+    again.done.result(PATIENCE_SECONDS)

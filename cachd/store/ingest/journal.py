@@ -90,7 +90,7 @@ class Journal:
             for part, expected in read_parts(path, self._file.size):
                 lines.setdefault(part.start, []).append((part.stop, expected))
                 if path == self._path:
-                    synced[part.start] = max(part.stop, synced.get(part.start, 0))
+                    synced[part.start] = max(part.stop, synced.get(part.start, part.stop))
         for start in sorted(lines):
             yield Recorded(start, tuple(sorted(lines[start])), synced.get(start, start))
 

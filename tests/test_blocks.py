@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -157,7 +157,7 @@ def test_bytes_whose_space_was_taken_after_it_was_granted_are_fetched_again(tmp_
 def test_pulls_that_pay_are_listed_with_the_lock(paying: Paying) -> None:
     paying.pull()
     other = paying.pull()
-    steps = [
+    steps: list[Callable[[], object]] = [
         lambda: paying.blocks.share_with(other),
         paying.blocks.payer,
         paying.blocks.begin_ingest,

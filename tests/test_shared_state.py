@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -166,7 +167,7 @@ def test_a_figure_of_a_failed_pull_that_cannot_be_read_is_0(store: DiskStore, nu
     figures = (found.priority, found.retries, found.progress.done, found.progress.total)
     assert (figures, found.began_at, found.ended_at) == ((3, 2, 4, 9), 5.0, 7.0)
     (record,) = store.pending.failed()
-    record.ended.update({"priority": number, "retries": number, "done": number, "began_at": "x"})
-    store.pending.fail(record)
+    wrong = {"priority": number, "retries": number, "done": number, "began_at": "x"}
+    store.pending.fail(replace(record, ended={**record.ended, **wrong}))
     (found,) = pending.failed()
     assert (found.priority, found.retries, found.progress.done, found.began_at) == (0, 0, 0, None)

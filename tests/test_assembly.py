@@ -59,7 +59,8 @@ class Assembled(Steps):
         return parts
 
     def work(self, supplier: Supplier | None = None) -> None:
-        self.on_stream(lambda buffer: self.assembly.work(supplier or self.supplier, buffer))
+        with self.download.inside():  # or the file could be committed while the stream is at work
+            self.on_stream(lambda buffer: self.assembly.work(supplier or self.supplier, buffer))
 
 
 @pytest.fixture

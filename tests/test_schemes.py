@@ -5,12 +5,16 @@ from __future__ import annotations
 import concurrent.futures
 import threading
 from functools import partial
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
 from cachd.model import Ref
+from cachd.sources.cancel import CancelToken
+from cachd.sources.entries import Entry
 from cachd.sources.http import Http
+from cachd.sources.s3 import BucketSource
 from cachd.sources.schemes import Sources
 from cachd.sources.source import Source
 from cachd.sources.table import Table
@@ -58,3 +62,23 @@ def test_the_table_and_the_addresses_in_force_are_those_of_the_last_change() -> 
     held.address_policy.check_addresses(url, ["10.0.0.1"])
     refused(lambda: held.address_policy.check_addresses(url, ["127.0.0.1"]), "private_address")
     assert held.of(Ref.parse("https://host/x")) is not before
+
+
+def test_the_endpoint_of_an_entry_never_gets_the_credentials_of_the_daemon(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("[default]\naws_access_key_id = AKID\naws_secret_access_key = x\n")
+    entry = Entry.model_validate({"prefix": "s3://other/", "endpoint": "https://s3.example"})
+    held = Sources(
+        partial(Http, authorities=Authorities()),
+        (),
+        Table([entry]),
+        authorities={"": Authorities()},
+        stall_seconds=PATIENCE_SECONDS,
+        options={"s3": {"credentials": keys}},
+    )
+    found = {}
+    for bucket in ("own", "other"):
+        source = held.of(Ref.parse(f"s3://{bucket}/x/"))
+        assert isinstance(source, BucketSource)
+        found[bucket] = source.buckets.credentials_from(CancelToken())
+    assert found == {"own": "shared-credentials-file", "other": None}

@@ -62,10 +62,10 @@ def check_json(content: bytes, shown: str, limit: Limit = SMALL) -> None:
 
 
 def pieces_of(opened: BinaryIO, length: int) -> Iterator[bytes]:
-    """Yields the next `length` bytes of a file a MiB at a time; what there is if the file ends before.
+    """Yields the next `length` bytes of a file, a MiB at a time; fewer if the file ends before.
 
-    Each read releases the interpreter for a moment, and a thread that waits for it begins its wait anew when
-    it loses the race for it. With a read for each 64 KiB it lost again and again: probes waited for a second.
+    Each read releases the interpreter for a moment. A thread that waits for the interpreter, and does not get
+    it in this moment, begins its wait anew. With a read for each 64 KiB, probes waited for a second.
     """
     while length and (content := opened.read(min(length, _READ_BYTES))):
         length -= len(content)
@@ -73,6 +73,7 @@ def pieces_of(opened: BinaryIO, length: int) -> Iterator[bytes]:
 
 
 def _short(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Divides pieces into short ones, so that the parser gives the interpreter back soon."""
     for content in pieces:
         view = memoryview(content)
         for at in range(0, len(view), _PIECE_BYTES):

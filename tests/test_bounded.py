@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cachd.sources.bounded import Bounded
+from cachd.bounded import Bounded
 
 
 def test_a_key_that_is_one_too_many_makes_it_forget_the_others() -> None:

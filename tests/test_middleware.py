@@ -6,11 +6,8 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
-import pytest_asyncio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cachd.api import load
@@ -20,7 +17,7 @@ from cachd.api.stagger import _AT_ONCE, Stagger
 from cachd.api.standby import standby
 from cachd.errors import InUse
 from cachd.model.listener import Serves
-from tests.ground.in_process import Api, running
+from tests.ground.in_process import Api
 from tests.ground.origin import Origin
 from tests.test_api_node import pulled
 
@@ -130,13 +127,6 @@ async def test_a_daemon_that_waits_lives_and_refuses_all_else() -> None:
 # --- probes of ready models ---
 
 
-@pytest_asyncio.fixture
-async def api(root: Path) -> AsyncIterator[Api]:
-    allow = ("127.0.0.0/8", "http://127.0.0.1/")
-    async with running(root=root, allow=allow, retries=0, reserve_free=0) as made:
-        yield made
-
-
 async def test_only_the_plain_probe_of_a_ready_model_is_answered_here(api: Api, origin: Origin) -> None:
     await pulled(api, origin, "m")
     app = App()
@@ -163,10 +153,11 @@ async def test_a_probe_counts_as_a_use_and_its_answer_is_kept(api: Api, origin: 
     answers = {id(probe._ready("m")) for _ in range(3)}
     assert len(answers) == 1
     assert used.of("m") != before
-    for number in range(_KEPT):
+    for number in range(1, _KEPT):
         probe._kept[f"other {number}"] = probe._kept["m"]
     assert probe._ready("m")
-    del probe._kept["m"]
+    assert len(probe._kept) == _KEPT
+    probe._kept["another"] = probe._kept.pop("m")
     assert probe._ready("m")
     assert list(probe._kept) == ["m"], "so many are kept at most"
 

@@ -132,7 +132,7 @@ class EventStream(Response):
                 await problem(busy)(scope, receive, send)
 
     async def blocks(self) -> AsyncIterator[bytes]:
-        """The blocks of the stream, each with its empty line; those of some events at once."""
+        """Yields the blocks of the stream. Each ends with an empty line. Blocks of events come joined."""
         log, times, ends_at = self._log, self._times, self._clock() + self._times.most_seconds
         happened = asyncio.Event()
         with log.waking(partial(_set, happened, asyncio.get_running_loop())):

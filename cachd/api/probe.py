@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cachd.api import models as routes
+from cachd.bounded import Bounded
 from cachd.model import Snapshot
 from cachd.report.models import Models
 
@@ -27,7 +28,7 @@ class Probe:
 
     def __init__(self, app: ASGIApp, *, models: Models) -> None:
         self._app, self._models = app, models
-        self._kept: dict[str, tuple[Snapshot, Response]] = {}
+        self._kept = Bounded[str, tuple[Snapshot, Response]](_KEPT)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer the probe of a ready model; pass any other request on."""
@@ -48,8 +49,6 @@ class Probe:
         kept = self._kept.get(name)
         if kept and kept[0] is snapshot:
             return kept[1]
-        if len(self._kept) >= _KEPT:
-            self._kept.clear()
         answer = routes.ready_answer(snapshot)
         self._kept[name] = snapshot, answer
         return answer

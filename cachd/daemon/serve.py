@@ -53,8 +53,8 @@ if TYPE_CHECKING:  # it is imported only if it is on
 
 log = structlog.get_logger(__name__)
 
-# A pull of many small files makes 10,000 objects at once, and none in a cycle. The second generation is
-# collected twice as often as usual, and is half as large then, because probes wait meanwhile.
+# The thresholds of the three generations. A pull of many small files makes 10,000 objects at once, and none
+# in a cycle. The second generation has half the usual size, because probes wait while it is collected.
 _COLLECT_AFTER = 10_000, 5, 20
 _ENDINGS_SECONDS = 2.0  # of the five that a stop gives to answers that are under way
 

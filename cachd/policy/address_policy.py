@@ -13,7 +13,8 @@ from cachd.errors import Forbidden, Invalid
 from cachd.policy.addresses import destination, is_public
 from cachd.policy.verdicts import NO_VERDICTS, Verdicts
 
-_MAX_REACHABLE = _REMEMBERED = 1024
+_MAX_REACHABLE = 1024
+_REMEMBERED = 1024  # hosts of URLs, and addresses in them
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 

@@ -1,7 +1,7 @@
 """Holds the open connections of the Hub endpoint, and chooses which one is closed for a new one.
 
-    idle       no complete request has arrived
-    waiting    a request has arrived, but its peer has as many threads as it may have
+    idle       nothing has arrived that a thread has not read
+    waiting    bytes have arrived, but the peer has as many threads as it may have
     busy       a thread reads the request or writes the answer
 
 The thread that watches the sockets moves a connection from one state to the next.

@@ -2,7 +2,7 @@
 
     head     at most 32 KiB and 100 lines, within 10 s of the last answer or of the start of the connection
     body     at most 1 MiB, with a Content-Length, within 30 s of its head
-    refusal  the answer to a malformed request. The client has 1 s to read it, and may send 1 MiB more
+    refusal  the answer to a malformed request. The connection is closed after 1 s, or after 1 MiB more
 
 No thread waits for the rest of a request: what has arrived is kept here until more arrives. h11 knows HTTP.
 """

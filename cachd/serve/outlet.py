@@ -25,10 +25,10 @@ class Left(ConnectionError):
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """Ends an answer early, if the daemon stops (`is_stopping`) or others wait for its thread (`is_wanted`).
+    """Why an answer may have to end early.
 
-    `without_slot` is the context of each call that only waits for the kernel. In it, the thread gives up its
-    slot.
+    `is_stopping`: the daemon stops. `is_wanted`: others wait for the thread. `without_slot` is the context of
+    each call that only waits for the kernel. In it, the thread gives up its slot.
     """
 
     is_stopping: Callable[[], bool]

@@ -54,7 +54,7 @@ class Size:
 
 
 class _Then(enum.Enum):
-    """What happens to a connection when its thread is done with it."""
+    """The state of a connection after a thread has used it."""
 
     closed = enum.auto()
     idle = enum.auto()

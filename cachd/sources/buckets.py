@@ -7,11 +7,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from cachd.bounded import Bounded
 from cachd.errors import Forbidden, Invalid, Unavailable
 from cachd.model.bucket import is_arn, is_directory_bucket, is_global, region_of_directory_bucket
 from cachd.sources.aws import Keys, Place, SignIn
 from cachd.sources.aws_relay import Elsewhere, Expired, SlowDown
-from cachd.sources.bounded import Bounded
 from cachd.sources.cancel import CancelToken
 from cachd.sources.http import Http
 from cachd.sources.throttle import Throttle

@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 from cachd import __version__
+from cachd.bounded import Bounded
 from cachd.errors import Changed, Forbidden, Invalid, NotFound, Unavailable
 from cachd.model import Extent
 from cachd.policy.address_policy import AddressPolicy, Anywhere
 from cachd.policy.proxy import Proxies
-from cachd.sources.bounded import Bounded
 from cachd.sources.cancel import CancelToken
 from cachd.sources.checks import UnknownRange, announced, check_encoding, check_status, check_validator
 from cachd.sources.connection import Origin, origin_of
@@ -102,10 +102,9 @@ class Http:
             pauses=self._pauses,
             clock=clock,
         )
-        self._signed_urls = Bounded[str, str](
-            _MAX_SIGNED_URLS
-        )  # URL of a file -> the signed URL it redirected to
-        # Origins whose parts did not say where they are.
+        # URL of a file -> the signed URL that it redirected to
+        self._signed_urls = Bounded[str, str](_MAX_SIGNED_URLS)
+        # origins whose parts did not say where they are
         self._without_ranges = Bounded[Origin, None](_MAX_SIGNED_URLS)
 
     def _routes(self) -> Routes:

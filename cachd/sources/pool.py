@@ -8,9 +8,9 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 
+from cachd.bounded import Bounded
 from cachd.errors import CachdError, Invalid
 from cachd.policy.address_policy import AddressPolicy
-from cachd.sources.bounded import Bounded
 from cachd.sources.cancel import CancelToken
 from cachd.sources.connection import Connection, Origin, origin_of
 from cachd.sources.failures import BROKEN, BUSY, broken, retry_after
@@ -44,9 +44,8 @@ class ConnectionPool:
         self._age = object()  # connections of another age are not used again
         self._lock = threading.Lock()
         self._pools: weakref.WeakSet[_Kept] = weakref.WeakSet()  # of all threads
-        self._vain = Bounded[Origin, float](
-            _MAX_VAIN
-        )  # an origin that refused all the same -> until when to skip it
+        # an origin that refused all the same -> until when to skip it
+        self._vain = Bounded[Origin, float](_MAX_VAIN)
 
     def anew(self) -> None:
         """Do not reuse a connection that is idle now."""

@@ -16,8 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from cachd.bounded import Bounded
 from cachd.errors import CachdError, Changed, Forbidden, Invalid, NotFound, Unavailable
-from cachd.sources.bounded import Bounded
 from cachd.sources.cancel import CancelToken
 from cachd.sources.checks import check_encoding, check_status
 from cachd.sources.connection import Origin, origin_of

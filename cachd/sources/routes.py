@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import SplitResult
 
+from cachd.bounded import Bounded
 from cachd.errors import Unavailable
 from cachd.policy.address_policy import AddressPolicy
 from cachd.policy.proxy import Proxies
-from cachd.sources.bounded import Bounded
 from cachd.sources.cancel import CancelToken
 from cachd.sources.dial import Address, dial
 from cachd.sources.names import Names
@@ -49,9 +49,8 @@ class Routes:
         self._address_policy = address_policy
         self._proxies, self._tunnels, self._names = proxies, tunnels, names
         self._connect_seconds, self._stall_seconds = timeouts.connect_seconds, timeouts.stall_seconds
-        self._unknown = Bounded[str, float](
-            _MAX_UNKNOWN
-        )  # host that this node cannot resolve -> when to try again
+        # host that this node cannot resolve -> when to try again
+        self._unknown = Bounded[str, float](_MAX_UNKNOWN)
 
     def dial(self, url: SplitResult, cancel_token: CancelToken) -> Dialled:
         """A new wire to the origin of `url`. The address policy allows every address of its host.

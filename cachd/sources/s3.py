@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
+from cachd.bounded import Bounded
 from cachd.errors import CachdError, Changed, Forbidden, Invalid, NotFound, Unavailable
 from cachd.model import MAX_FILES, Digest, Extent, File, Manifest, Ref, Unusable
 from cachd.model.bucket import bucket_and_key
@@ -15,7 +16,6 @@ from cachd.sources import checksums
 from cachd.sources.access import Access
 from cachd.sources.aws import Keys
 from cachd.sources.aws_errors import bucket_errors
-from cachd.sources.bounded import Bounded
 from cachd.sources.bucket_listing import BucketListing
 from cachd.sources.buckets import Buckets, Service
 from cachd.sources.cancel import CancelToken
@@ -280,8 +280,9 @@ class _Clients:
         if self._beneath is None or not endpoint.netloc or not is_beneath:
             return self._http
         host = f"{parts.scheme}://{parts.netloc}/"
-        client = self._hosts.get(host) or self._beneath(host)
-        self._hosts[host] = client
+        client = self._hosts.get(host)
+        if client is None:
+            client = self._hosts[host] = self._beneath(host)
         return client
 
     def anew(self) -> None:

@@ -1,4 +1,4 @@
-"""A dictionary for what is worth keeping, and cheap to find out again."""
+"""A dictionary with a bound, for facts that can be found out again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ V = TypeVar("V")
 
 
 class Bounded(dict[K, V]):
-    """Holds `most` keys at most: a further one makes it forget all others. Use no method but [] to set."""
+    """Holds at most `most` keys. A further key removes all others. Set values by `[]` alone."""
 
     __slots__ = ("_most",)
 

@@ -8,15 +8,16 @@ import signal
 import subprocess
 import threading
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import hypothesis
 import pytest
+import pytest_asyncio
 
 from cachd.config import Config
 from cachd.daemon.parts import Daemon, assembled
@@ -37,6 +38,9 @@ from tests.ground.report import LONG_TESTS, Reporter
 from tests.ground.s3 import S3Server
 from tests.ground.site import Ground
 from tests.ground.small import MIB, Small
+
+if TYPE_CHECKING:
+    from tests.ground.in_process import Api
 
 T = TypeVar("T")
 # What a user's own habits would change: the daemons of the tests hear of it from their tests alone.
@@ -177,6 +181,16 @@ def disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
             root.mkdir(mode=0o755)
             return root
 
+        yield made
+
+
+@pytest_asyncio.fixture
+async def api(root: Path) -> AsyncIterator[Api]:
+    """The API of a daemon in this process, which may pull from servers of the tests."""
+    from tests.ground.in_process import running  # the API's libraries: few tests need them
+
+    allow = ("127.0.0.0/8", "http://127.0.0.1/")
+    async with running(root=root, allow=allow, retries=0, reserve_free=0, reserve_inodes=0) as made:
         yield made
 
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from fastapi import Request
 from structlog.testing import capture_logs
 
 from cachd.api.node import router
 from cachd.api.problems import _is_json, problem
 from cachd.errors import Forbidden, NoSpace, Unauthorized, Unavailable
-from tests.ground.in_process import Api, running
+from tests.ground.in_process import Api
 from tests.ground.models import noise
 from tests.ground.node import Answer
 from tests.ground.origin import Origin
@@ -24,13 +22,6 @@ from tests.ground.site import assert_problem, said
 from tests.test_api_models import statuses
 
 KIB = 1 << 10
-
-
-@pytest_asyncio.fixture
-async def api(root: Path) -> AsyncIterator[Api]:
-    allow = ("127.0.0.0/8", "http://127.0.0.1/")
-    async with running(root=root, allow=allow, retries=0, reserve_free=0, reserve_inodes=0) as made:
-        yield made
 
 
 async def pulled(api: Api, origin: Origin, name: str) -> str:

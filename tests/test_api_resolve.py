@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
-import pytest_asyncio
-
 from cachd.api.resolve import router
-from tests.ground.in_process import Api, running
+from tests.ground.in_process import Api
 from tests.ground.models import noise
 from tests.ground.origin import Origin
 from tests.ground.site import assert_problem
@@ -16,13 +11,6 @@ from tests.test_api_models import statuses
 from tests.test_api_node import document
 
 KIB = 1 << 10
-
-
-@pytest_asyncio.fixture
-async def api(root: Path) -> AsyncIterator[Api]:
-    allow = ("127.0.0.0/8", "http://127.0.0.1/")
-    async with running(root=root, allow=allow, retries=0, reserve_free=0, reserve_inodes=0) as made:
-        yield made
 
 
 async def test_a_ref_is_resolved_and_nothing_is_pulled(api: Api, origin: Origin) -> None:

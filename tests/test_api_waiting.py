@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 
 import pytest
-import pytest_asyncio
 from fastapi import Request
 from starlette.types import Message
 
@@ -17,18 +15,11 @@ from cachd.errors import Busy
 from cachd.report.readiness import RETRY_SECONDS
 from cachd.transfer.request import Pull
 from tests.conftest import spec_of
-from tests.ground.in_process import Api, running
+from tests.ground.in_process import Api
 from tests.ground.models import noise
 from tests.ground.origin import Hold, Origin
 
 PATIENCE_SECONDS = 60.0
-
-
-@pytest_asyncio.fixture
-async def api(root: Path) -> AsyncIterator[Api]:
-    allow = ("127.0.0.0/8", "http://127.0.0.1/")
-    async with running(root=root, allow=allow, retries=0, reserve_free=0) as made:
-        yield made
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ from cachd.transfer.streams import StreamQuota
 from tests.ground.models import noise
 from tests.ground.site import until
 from tests.ground.stored import MIB, commit
+from tests.ground.streams import done_on_stream
 from tests.shelf import ShelfBody
 from tests.test_downloads import AWAY, PATIENCE_SECONDS, SMALL, Ground, Source, file_of, opened
 
@@ -72,18 +73,20 @@ class Steps:
 
     def on_stream(self, work: Callable[[memoryview], object]) -> None:
         """Do it on a stream. Raises what it raises."""
-        done = Future[None]()
+        done_on_stream(self.engine.streams, self.supplier.quota, work)
+
+    def while_another_waits(self, work: Callable[[memoryview], object], priority: int = 1) -> None:
+        """Do it on a stream, while another pull waits for one. Wait until that has got its stream, too."""
+        waiting, ran = StreamQuota(priority), Future[None]()
 
         def task(buffer: memoryview) -> None:
-            try:
-                work(buffer)
-            except Exception as error:  # noqa: BLE001 `result` raises it
-                done.set_exception(error)
-            else:
-                done.set_result(None)
+            waiting.tasks.append(lambda _: ran.set_result(None))
+            with self.engine.streams._lock:
+                self.engine.streams._admit(waiting)  # no stream is woken: the other pull waits
+            work(buffer)
 
-        self.engine.streams.submit(self.supplier.quota, task)
-        done.result(PATIENCE_SECONDS)
+        self.on_stream(task)
+        ran.result(PATIENCE_SECONDS)
 
     def turn(self, part: Part, clock: Clock | None = None) -> None:
         """A stream's turn at a part."""
@@ -292,16 +295,8 @@ def test_a_long_turn_yields_to_a_pull_that_goes_before(
     on.begin()
     on.supplier.has_ranges = has_ranges
     source.stop = lambda: setattr(clock, "now", 100.0 + seconds)
-    ran, part, waiting = Future[None](), Part(Extent(0, 3 * MIB)), StreamQuota(other)
-
-    def work(buffer: memoryview) -> None:
-        waiting.tasks.append(lambda _: ran.set_result(None))
-        with on.engine.streams._lock:
-            on.engine.streams._admit(waiting)  # no stream is woken: the other pull waits
-        on.turn_with(part, buffer, clock).fetch()
-
-    on.on_stream(work)
-    ran.result(PATIENCE_SECONDS)
+    part = Part(Extent(0, 3 * MIB))
+    on.while_another_waits(lambda buffer: on.turn_with(part, buffer, clock).fetch(), other)
     assert part.is_complete is not yields
     assert part.kept == part.reached > 0
 
@@ -378,17 +373,8 @@ def test_a_small_file_that_yields_goes_on_in_parts(ground: Ground) -> None:
     source = Stopping(content)
     source.stop = lambda: setattr(clock, "now", clock.now + 2 * YIELD_AFTER_SECONDS)
     ground.engine.clock = clock
-    on, ran = Steps(ground, source, content), Future[None]()
-
-    def work(buffer: memoryview) -> None:
-        waiting = StreamQuota(1)
-        waiting.tasks.append(lambda _: ran.set_result(None))
-        with on.engine.streams._lock:
-            on.engine.streams._admit(waiting)
-        fetch_small(on.download, on.supplier, buffer)
-
-    on.on_stream(work)
-    ran.result(PATIENCE_SECONDS)
+    on = Steps(ground, source, content)
+    on.while_another_waits(lambda buffer: fetch_small(on.download, on.supplier, buffer))
     assembly = on.download.schedule.assembly
     assert assembly is not None
     ground._stack.callback(assembly.ingest.close)
@@ -449,22 +435,13 @@ def test_a_proof_that_broke_off_begins_anew_when_the_source_sends_no_ranges(grou
 
 @pytest.mark.parametrize(("seconds", "yields"), [(1.0, False), (1.1, True)])
 def test_a_long_proof_yields_and_goes_on_where_it_was(ground: Ground, seconds: float, yields: bool) -> None:
-    clock, source, ran = Clock(), Stopping(SMALL), Future[None]()
+    clock, source = Clock(), Stopping(SMALL)
     source.stop = lambda: setattr(clock, "now", clock.now + seconds)
     ground.engine.clock = clock
     on = Proves(ground, source)
     on.supplier.quota.set_pace(600)
-
-    def work(buffer: memoryview) -> None:
-        waiting = StreamQuota(1)
-        waiting.tasks.append(lambda _: ran.set_result(None))
-        with on.engine.streams._lock:
-            on.engine.streams._admit(waiting)
-        prove(on.download, on.supplier, buffer)
-
     source.content = SMALL
-    on.on_stream(work)
-    ran.result(PATIENCE_SECONDS)
+    on.while_another_waits(lambda buffer: prove(on.download, on.supplier, buffer))
     until(lambda: on.has_proven)
     assert source.asked == [Extent(0, 1000), *([Extent(600, 1000)] if yields else [])]
 

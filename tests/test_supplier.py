@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import ExitStack, closing
 
 import pytest
@@ -22,6 +21,7 @@ from cachd.transfer.download.part import Part
 from cachd.transfer.download.supplier import NO_RANGES_SLOW_SECONDS, Busy, GaveWay, Supplier, Supply
 from cachd.transfer.engine import Engine
 from cachd.transfer.streams import SLOW_SECONDS, StreamQuota, Streams
+from tests.ground.streams import done_on_stream
 from tests.shelf import ShelfBody, ShelfSource
 
 CONTENT = bytes(range(200))
@@ -55,18 +55,7 @@ class Ground:
 
     def on_stream(self, work: Callable[[memoryview], object]) -> None:
         """Do it on the only stream. Raises what it raises."""
-        done = Future[None]()
-
-        def task(buffer: memoryview) -> None:
-            try:
-                work(buffer)
-            except Exception as error:  # noqa: BLE001 `result` raises it
-                done.set_exception(error)
-            else:
-                done.set_result(None)
-
-        self.engine.streams.submit(StreamQuota(), task)
-        done.result(PATIENCE_SECONDS)
+        done_on_stream(self.engine.streams, StreamQuota(), work)
 
 
 @pytest.fixture

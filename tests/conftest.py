@@ -196,7 +196,7 @@ async def api(root: Path) -> AsyncIterator[Api]:
 
 @pytest.fixture
 def stops() -> Iterator[None]:
-    """A process that a stop does not end: it loses the alarm of `end_in_time`, and gets its handlers back."""
+    """Keeps a stop from ending this process: drops the alarm of `end_in_time`, and restores the handlers."""
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
     before = [(number, signal.getsignal(number)) for number in numbers]
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})

@@ -29,7 +29,7 @@ def lanes(api: Api) -> Lanes:
 
 
 async def stays() -> Message:
-    """What a client sends who stays."""
+    """Waits for ever, as if the client stayed connected and sent nothing."""
     await asyncio.Event().wait()
     raise AssertionError
 

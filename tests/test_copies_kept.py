@@ -178,7 +178,7 @@ def test_a_snapshot_is_open_while_somebody_reads_one_of_its_copies(
     store: DiskStore, copies: Copies, shown: list[Path]
 ) -> None:
     if not store.reports_open_files:
-        pytest.skip("this file system does not tell")
+        pytest.skip("this file system does not report which files are open")
     for place in shown:
         with place.open("rb"):
             assert copies.is_open(MANIFEST.id)

@@ -33,7 +33,7 @@ class CountedLock:
 
 @contextmanager
 def counted(owner: object, name: str = "_lock") -> Iterator[CountedLock]:
-    """In the block, the lock `name` of an object is counted."""
+    """Counts, inside the block, how often each thread takes the lock `name` of an object."""
     lock = getattr(owner, name)
     counts = CountedLock(lock)
     setattr(owner, name, counts)
